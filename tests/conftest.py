@@ -1,0 +1,28 @@
+"""Eight virtual devices, strict rank promotion, and the optional folders."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+
+def _folder(variable: str) -> pathlib.Path:
+  value = os.environ.get(variable)
+  if not value or not pathlib.Path(value).is_dir():
+    pytest.skip(f'{variable} names no folder')
+  return pathlib.Path(value)
+
+
+@pytest.fixture(scope='session')
+def golden_dir() -> pathlib.Path:
+  """Results of the paper's PyTorch code."""
+  return _folder('TXL_GOLDEN_DIR')
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> pathlib.Path:
+  """Real text."""
+  return _folder('TXL_DATA_DIR')

@@ -1,0 +1,1 @@
+"""From text to token segments: vocabularies, corpora, streams."""

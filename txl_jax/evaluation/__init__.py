@@ -1,0 +1,1 @@
+"""Evaluation: the loss of a text under a trained model."""

@@ -1,0 +1,1 @@
+"""Generation: decoding with memory, and sampling."""

@@ -1,0 +1,1 @@
+"""Checkpoints of other implementations, and our own export format."""

@@ -1,0 +1,1 @@
+"""The model: pure Flax Linen modules, and plain functions for the maths."""

@@ -1,0 +1,237 @@
+"""Adaptive embedding and softmax (Grave et al. 2017, Baevski & Auli 2019).
+
+Cutoffs split the vocabulary, ordered by frequency, into clusters. Cluster i has
+embeddings of width E_i = E // div_val**i, projected to the model's width. The
+softmax first chooses among the words of cluster 0 and the other clusters, then
+a word of the chosen cluster. Without cutoffs there is one cluster, and both
+are the ordinary embedding and softmax.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from txl_jax.config import ModelConfig
+
+
+class Cluster(NamedTuple):
+  """The embeddings of the tokens `low` to `high - 1`.
+
+  Attributes:
+    low: first token id.
+    high: one after the last token id.
+    table_VE: their vectors.
+    projection_ED: from the cluster's width to the model's; None = none.
+  """
+
+  low: int
+  high: int
+  table_VE: jax.Array
+  projection_ED: jax.Array | None
+
+
+def cluster_bounds(config: ModelConfig) -> list[tuple[int, int]]:
+  """First token id of each cluster, and the one after its last."""
+  edges = (0, *config.cutoffs, config.vocab_size)
+  return list(zip(edges, edges[1:]))
+
+
+def table_bounds(config: ModelConfig) -> list[tuple[int, int]]:
+  """The same for each stored table: clusters of one width share a table."""
+  if config.div_val == 1:
+    return [(0, config.vocab_size)]
+  return cluster_bounds(config)
+
+
+def cluster_width(config: ModelConfig, cluster: int) -> int:
+  """Embedding width E_i of a cluster."""
+  return config.embed_width // config.div_val**cluster
+
+
+def has_projection(config: ModelConfig, cluster: int) -> bool:
+  """Whether a matrix stands between the cluster's width and the model's."""
+  if cluster_width(config, cluster) != config.d_model:
+    return True
+  return config.div_val > 1 and config.square_projections
+
+
+class AdaptiveEmbedding(nn.Module):
+  """Tokens to vectors of the model's width, scaled by sqrt(d_model)."""
+
+  config: ModelConfig
+
+  def setup(self):
+    self.tables = _tables(self)
+    self.projections = [
+      _projection(self, i) if has_projection(self.config, i) else None
+      for i in range(len(self.tables))
+    ]
+
+  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    """Embeds tokens [B, T]; ids outside the vocabulary become NaN."""
+    config = self.config
+    shape = (*tokens_BT.shape, config.d_model)
+    embedded_BTD = jnp.full(shape, jnp.nan, config.dtype)
+    for (low, high), table_VE, projection_ED in zip(
+      table_bounds(config), self.tables, self.projections
+    ):
+      local_BT = jnp.clip(tokens_BT - low, 0, high - low - 1)
+      vector_BTD = table_VE.astype(config.dtype)[local_BT]
+      if projection_ED is not None:
+        vector_BTD = vector_BTD @ projection_ED.astype(config.dtype)
+      inside_BT = (low <= tokens_BT) & (tokens_BT < high)
+      embedded_BTD = jnp.where(inside_BT[..., None], vector_BTD, embedded_BTD)
+    return embedded_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
+
+  def clusters(self) -> list[Cluster]:
+    """What the softmax shares, cluster by cluster."""
+    return _clusters(self.config, self.tables, self.projections)
+
+
+class AdaptiveSoftmax(nn.Module):
+  """Losses and log-probabilities of tokens, given hidden states.
+
+  Head columns are the words of cluster 0, then clusters 1, 2, ... in order.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    config = self.config
+    n_clusters, zeros = len(config.cutoffs) + 1, nn.initializers.zeros
+    self.bias = self.param('bias', zeros, (config.vocab_size,))
+    if n_clusters > 1:
+      shape = (n_clusters - 1, config.embed_width)
+      normal = nn.initializers.normal(config.init_std)
+      self.cluster_weight = self.param('cluster_weight', normal, shape)
+      self.cluster_bias = self.param('cluster_bias', zeros, shape[:1])
+    tied = config.tie_projections or (False,) * n_clusters
+    self.projections = [
+      _projection(self, i)
+      if has_projection(config, i) and not tied[i]
+      else None
+      for i in range(n_clusters)
+    ]
+    if not config.tie_weights:
+      self.tables = _tables(self)
+
+  def __call__(
+    self,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    embedding: list[Cluster],
+  ) -> jax.Array:
+    """Negative log-likelihood of the targets [B, T], natural log.
+
+    Float32 or wider, in token order; NaN for ids outside the vocabulary.
+    """
+    head_BTV, *tails = self._log_softmaxes(hidden_BTD, embedding)
+    (_, shortlist), *tail_bounds = cluster_bounds(self.config)
+    column_BT = targets_BT
+    for i, (low, high) in enumerate(tail_bounds):
+      inside_BT = (low <= targets_BT) & (targets_BT < high)
+      column_BT = jnp.where(inside_BT, shortlist + i, column_BT)
+    logp_BT = _pick(head_BTV, column_BT)
+    for (low, high), tail_BTV in zip(tail_bounds, tails):
+      inside_BT = (low <= targets_BT) & (targets_BT < high)
+      local_BT = jnp.where(inside_BT, targets_BT - low, 0)
+      logp_BT += jnp.where(inside_BT, _pick(tail_BTV, local_BT), 0)
+    known_BT = (0 <= targets_BT) & (targets_BT < self.config.vocab_size)
+    return jnp.where(known_BT, -logp_BT, jnp.nan)
+
+  def log_probs(
+    self, hidden_BTD: jax.Array, embedding: list[Cluster]
+  ) -> jax.Array:
+    """Log-probabilities of the whole vocabulary [B, T, V]."""
+    head_BTV, *tails = self._log_softmaxes(hidden_BTD, embedding)
+    (_, shortlist), *_ = cluster_bounds(self.config)
+    parts = [head_BTV[..., :shortlist]]
+    for i, tail_BTV in enumerate(tails):
+      parts.append(head_BTV[..., shortlist + i, None] + tail_BTV)
+    return jnp.concatenate(parts, axis=-1)
+
+  def _log_softmaxes(
+    self, hidden_BTD: jax.Array, embedding: list[Cluster]
+  ) -> list[jax.Array]:
+    """Log-softmax of the head, then of each tail."""
+    result = []
+    for i, cluster in enumerate(self._clusters(embedding)):
+      weight_VE, bias_V = (
+        cluster.table_VE,
+        self.bias[cluster.low : cluster.high],
+      )
+      if i == 0 and self.config.cutoffs:
+        weight_VE = jnp.concatenate([weight_VE, self.cluster_weight])
+        bias_V = jnp.concatenate([bias_V, self.cluster_bias])
+      result.append(
+        _log_softmax(hidden_BTD, weight_VE, bias_V, cluster.projection_ED)
+      )
+    return result
+
+  def _clusters(self, embedding: list[Cluster]) -> list[Cluster]:
+    """The softmax's own weights, or the embedding's where they are tied."""
+    if not self.config.tie_weights:
+      own = _clusters(self.config, self.tables, [None] * len(self.tables))
+      embedding = [
+        mine._replace(projection_ED=theirs.projection_ED)
+        for mine, theirs in zip(own, embedding)
+      ]
+    return [
+      c if p is None else c._replace(projection_ED=p)
+      for c, p in zip(embedding, self.projections)
+    ]
+
+
+def _tables(module: nn.Module) -> list[jax.Array]:
+  config, normal = module.config, nn.initializers.normal(module.config.init_std)
+  return [
+    module.param(f'table_{i}', normal, (high - low, cluster_width(config, i)))
+    for i, (low, high) in enumerate(table_bounds(config))
+  ]
+
+
+def _projection(module: nn.Module, cluster: int) -> jax.Array:
+  config = module.config
+  init = nn.initializers.normal(config.projection_init_std)
+  shape = (cluster_width(config, cluster), config.d_model)
+  return module.param(f'projection_{cluster}', init, shape)
+
+
+def _clusters(
+  config: ModelConfig,
+  tables: list[jax.Array],
+  projections: list[jax.Array | None],
+) -> list[Cluster]:
+  bounds = cluster_bounds(config)
+  if config.div_val == 1:
+    tables = [tables[0][low:high] for low, high in bounds]
+    projections = projections * len(bounds)
+  return [Cluster(*b, t, p) for b, t, p in zip(bounds, tables, projections)]
+
+
+def _log_softmax(
+  hidden_BTD: jax.Array,
+  weight_VE: jax.Array,
+  bias_V: jax.Array,
+  projection_ED: jax.Array | None,
+) -> jax.Array:
+  dtype = hidden_BTD.dtype
+  if projection_ED is not None:
+    hidden_BTD = jnp.einsum(
+      'btd,ed->bte', hidden_BTD, projection_ED.astype(dtype)
+    )
+  wide = jnp.promote_types(dtype, jnp.float32)
+  logits_BTV = jnp.einsum(
+    'bte,ve->btv',
+    hidden_BTD,
+    weight_VE.astype(dtype),
+    preferred_element_type=wide,
+  )
+  return jax.nn.log_softmax(logits_BTV + bias_V.astype(wide))
+
+
+def _pick(logp_BTV: jax.Array, index_BT: jax.Array) -> jax.Array:
+  index_BT = jnp.clip(index_BT, 0, logp_BTV.shape[-1] - 1)
+  return jnp.take_along_axis(logp_BTV, index_BT[..., None], axis=-1)[..., 0]

@@ -1,0 +1,1 @@
+"""Operators that may run as accelerator kernels, each behind one function."""

@@ -1,0 +1,86 @@
+"""Relative attention with memory: the operator (Dai et al. 2019, section 3.3).
+
+For query i and key j at distance d = M + i - j the score has four terms,
+
+  A_ij = q_i . k_j + q_i . r_d + u . k_j + v . r_d,     r_d = W_R R_d,
+
+computed as (q_i + u) . k_j + (q_i + v) . r_d. A query sees the keys from its
+`first` to itself.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def relative_attention(
+  q_BTHC: jax.Array,
+  k_BKHC: jax.Array,
+  v_BKHC: jax.Array,
+  table_KD: jax.Array,
+  w_r_DHC: jax.Array,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
+  first_BT: jax.Array,
+  *,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
+  """Attends from T queries to K = M + T keys, memory first.
+
+  Args:
+    q_BTHC: queries.
+    k_BKHC: keys.
+    v_BKHC: values.
+    table_KD: position table R, one row per key, distances K - 1 to 0; whatever
+      clamping and dropout do to it is done.
+    w_r_DHC: the projection W_R of the table.
+    u_HC: content bias u.
+    v_bias_HC: position bias v.
+    first_BT: int, the first key that each query sees.
+    dropout_rate: share of attention probabilities that are dropped.
+    dropout_key: needed if the rate is above 0.
+
+  Returns:
+    The attended values [B, T, H, C], in the dtype of the values.
+  """
+  n_queries, n_keys = q_BTHC.shape[1], k_BKHC.shape[1]
+  r_KHC = jnp.einsum('kd,dhc->khc', table_KD, w_r_DHC)
+  content_BHTK = jnp.einsum('bthc,bkhc->bhtk', q_BTHC + u_HC, k_BKHC)
+  position_BHTK = shift(jnp.einsum('bthc,khc->bhtk', q_BTHC + v_bias_HC, r_KHC))
+  wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
+  score_BHTK = content_BHTK.astype(wide) + position_BHTK.astype(wide)
+  score_BHTK *= q_BTHC.shape[-1] ** -0.5
+  visible_BTK = visible_keys(first_BT, n_queries, n_keys)
+  lowest = jnp.finfo(wide).min
+  score_BHTK = jnp.where(visible_BTK[:, None], score_BHTK, lowest)
+  probability_BHTK = jax.nn.softmax(score_BHTK)
+  if dropout_rate > 0:
+    keep = jax.random.bernoulli(
+      dropout_key, 1 - dropout_rate, probability_BHTK.shape
+    )
+    probability_BHTK = jnp.where(keep, probability_BHTK / (1 - dropout_rate), 0)
+  return jnp.einsum(
+    'bhtk,bkhc->bthc', probability_BHTK.astype(v_BKHC.dtype), v_BKHC
+  )
+
+
+def visible_keys(first_BT: jax.Array, n_queries: int, n_keys: int) -> jax.Array:
+  """The visibility rule as a boolean mask [B, T, K]."""
+  key_K = jnp.arange(n_keys)
+  last_T = jnp.arange(n_queries) + (n_keys - n_queries)
+  return (first_BT[..., None] <= key_K) & (key_K <= last_T[:, None])
+
+
+def shift(raw_XTK: jax.Array) -> jax.Array:
+  """Moves row i of the last two axes left by T - 1 - i.
+
+  Scores come out of the matrix product by table row; this brings them to the
+  key that stands at that row's distance from the query. Prepending a zero
+  column and reading the flat array T elements late does it without a gather
+  (Dai et al. 2019, appendix B). What it leaves right of a query's own key is
+  meaningless and must be masked.
+  """
+  *lead, n_queries, n_keys = raw_XTK.shape
+  padded = jnp.pad(raw_XTK, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
+  flat = padded.reshape(*lead, n_queries * (n_keys + 1))
+  return flat[..., n_queries:].reshape(raw_XTK.shape)

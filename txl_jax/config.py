@@ -40,12 +40,16 @@ class ModelConfig:
   projection_init_std: float = 0.01
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'  # of activations
   remat: bool = False  # recompute each layer in the backward pass
+  unroll: int = 1  # layers per iteration of the scan over them
 
   def __post_init__(self):
+    # Lists would not be hashable.
+    object.__setattr__(self, 'cutoffs', tuple(self.cutoffs))
+    object.__setattr__(self, 'tie_projections', tuple(self.tie_projections))
     _at_least(
       self, 1, 'vocab_size n_layers n_heads d_model d_head d_ff d_embed'
     )
-    _at_least(self, 1, 'div_val')
+    _at_least(self, 1, 'div_val unroll')
     _at_least(self, 0, 'memory_length clamp_length init_std')
     _fraction(self, 'dropout attention_dropout')
     _require(self.d_model % 2 == 0, self, 'd_model', 'even')

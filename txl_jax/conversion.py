@@ -50,7 +50,7 @@ def from_config_dict(values: Any) -> Config:
   check_names(values, sections, 'config')
   return Config(
     **{
-      name: _section(sections[name], values[name], f'config.{name}')
+      name: dataclass_from_dict(sections[name], values[name], f'config.{name}')
       for name in values
     }
   )
@@ -78,7 +78,14 @@ def optional_type(annotation: Any) -> Any:
   return None
 
 
-def _section(cls: type, values: Any, path: str) -> Any:
+def dataclass_from_dict(cls: type, values: Any, path: str) -> Any:
+  """One section, strictly.
+
+  Args:
+    cls: its dataclass.
+    values: field -> value.
+    path: stands before the field's name in error messages.
+  """
   hints = typing.get_type_hints(cls)
   check_names(values, hints, path)
   for field in dataclasses.fields(cls):

@@ -1,8 +1,10 @@
 """The model as plain functions of configuration, parameters and memory.
 
 All are pure and differentiable, and work inside another project's `jax.jit`,
-`jax.grad`, `jax.vmap` and mesh.
+`jax.grad`, `jax.vmap` and mesh. Called outside of any, they compile themselves.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,11 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     config: the model.
     key: from `jax.random.key`.
   """
+  return _init_params(config, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(config: ModelConfig, key: jax.Array) -> dict:
   tokens_BT = jnp.zeros((1, 1), jnp.int32)
   memory = init_memory(config, 1)
   model = TransformerXL(config)
@@ -68,7 +75,21 @@ def score(
   """
   check_tokens(config, tokens_BT, 'tokens_BT')
   check_tokens(config, targets_BT, 'targets_BT')
-  rngs = {} if dropout_key is None else {'dropout': dropout_key}
+  return _score(
+    config, params, tokens_BT, targets_BT, memory, starts_BT, dropout_key
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+  config: ModelConfig,
+  params: dict,
+  tokens_BT: jax.Array,
+  targets_BT: jax.Array,
+  memory: AnyMemory,
+  starts_BT: jax.Array | None,
+  dropout_key: jax.Array | None,
+) -> tuple[jax.Array, AnyMemory]:
   return TransformerXL(config).apply(
     {'params': params},
     tokens_BT,
@@ -76,7 +97,7 @@ def score(
     memory,
     starts_BT,
     train=dropout_key is not None,
-    rngs=rngs,
+    rngs={} if dropout_key is None else {'dropout': dropout_key},
     method='score',
   )
 
@@ -94,9 +115,20 @@ def log_probs(
   The other arguments, the returned memory and the errors are those of `score`.
   """
   check_tokens(config, tokens_BT, 'tokens_BT')
-  return TransformerXL(config).apply(
-    {'params': params}, tokens_BT, memory, starts_BT, method='log_probs'
-  )
+  return _log_probs(config, params, tokens_BT, memory, starts_BT)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probs(
+  config: ModelConfig,
+  params: dict,
+  tokens_BT: jax.Array,
+  memory: AnyMemory,
+  starts_BT: jax.Array | None,
+) -> tuple[jax.Array, AnyMemory]:
+  model, variables = TransformerXL(config), {'params': params}
+  hidden_BTD, memory = model.apply(variables, tokens_BT, memory, starts_BT)
+  return model.apply(variables, hidden_BTD, method='log_probs'), memory
 
 
 def project_memory(

@@ -1,5 +1,7 @@
 """Consecutive segments: the memory threaded through a `jax.lax.scan`."""
 
+import functools
+
 import jax
 
 from txl_jax.config import ModelConfig
@@ -40,6 +42,21 @@ def score_segments(
   check_tokens(config, tokens_SBT, 'tokens_SBT')
   check_tokens(config, targets_SBT, 'targets_SBT')
 
+  return _score_segments(
+    config, params, tokens_SBT, targets_SBT, memory, starts_SBT, dropout_key
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_segments(
+  config: ModelConfig,
+  params: dict,
+  tokens_SBT: jax.Array,
+  targets_SBT: jax.Array,
+  memory: AnyMemory,
+  starts_SBT: jax.Array | None,
+  dropout_key: jax.Array | None,
+) -> tuple[jax.Array, AnyMemory]:
   def step(memory: AnyMemory, segment: tuple) -> tuple[AnyMemory, jax.Array]:
     tokens_BT, targets_BT, starts_BT, key = segment
     nll_BT, memory = score(

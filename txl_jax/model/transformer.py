@@ -200,16 +200,9 @@ class TransformerXL(nn.Module):
     nll_BT = self.softmax(hidden_BTD, targets_BT, self.embedding.clusters())
     return nll_BT, memory
 
-  def log_probs(
-    self,
-    tokens_BT: jax.Array,
-    memory: AnyMemory,
-    starts_BT: jax.Array | None = None,
-  ) -> tuple[jax.Array, AnyMemory]:
-    """Log-probabilities of the next token [B, T, V], and the new memory."""
-    hidden_BTD, memory = self(tokens_BT, memory, starts_BT)
-    logp_BTV = self.softmax.log_probs(hidden_BTD, self.embedding.clusters())
-    return logp_BTV, memory
+  def log_probs(self, hidden_BTD: jax.Array) -> jax.Array:
+    """Log-probabilities of the next token [B, T, V] from hidden states."""
+    return self.softmax.log_probs(hidden_BTD, self.embedding.clusters())
 
   def _stack(self, train: bool) -> nn.Module:
     layer = nn.remat(Layer, prevent_cse=False) if self.config.remat else Layer
@@ -219,6 +212,7 @@ class TransformerXL(nn.Module):
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=self.config.n_layers,
+      unroll=self.config.unroll,
     )
     return stack(self.config, train, name='layers')
 

@@ -1,0 +1,205 @@
+"""The command line: `python -m txl_jax COMMAND`, or `txl COMMAND`.
+
+Commands import what they need when they run, so that `--help` and mistakes are
+answered at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+from txl_jax.errors import InputError, TrainingError
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command; the exit code is 2 for bad input."""
+  arguments, rest = _parser().parse_known_args(argv)
+  try:
+    return arguments.run(arguments, rest)
+  except InputError as error:
+    return _fail(error, 2)
+  except TrainingError as error:
+    return _fail(error, 1)
+  except BrokenPipeError:
+    # The reader of our output (`| head`) has gone; stay silent at exit too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except KeyboardInterrupt:
+    return _fail('interrupted; run the same command to go on', 130)
+
+
+def _fail(message: object, code: int) -> int:
+  print(f'txl: {message}', file=sys.stderr)
+  return code
+
+
+def _parser() -> argparse.ArgumentParser:
+  from txl_jax.overrides import field_names
+
+  parser = argparse.ArgumentParser(
+    prog='txl',
+    description='Transformer-XL: train, evaluate, generate, report.',
+    allow_abbrev=False,
+  )
+  commands = parser.add_subparsers(
+    title='commands', metavar='COMMAND', required=True
+  )
+
+  def command(name: str, run: object, text: str, epilog: str = '') -> object:
+    sub = commands.add_parser(
+      name,
+      help=text,
+      description=text,
+      epilog=epilog,
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument('--workdir', required=True, help='folder of the run')
+    sub.set_defaults(run=run)
+    return sub
+
+  fields = f'Set any field with --config.SECTION.FIELD=VALUE:\n{field_names()}'
+  train = command(
+    'train', _train, 'Train, or go on training, and report.', fields
+  )
+  train.add_argument('--config', required=True, help='experiment, FILE.py')
+  evaluate = command(
+    'eval',
+    _evaluate,
+    'Score a split; the last line is JSON.',
+    'Change the settings of the evaluation with --config.eval.FIELD=VALUE.',
+  )
+  evaluate.add_argument(
+    '--split', default='test', choices=('train', 'validation', 'test')
+  )
+  _add_generate(command('generate', _generate, 'Continue a prompt.'))
+  command('report', _report, 'Write report.html anew.')
+  return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add('--prompt', default='', help='text that begins a document')
+  add('--length', type=int, help='tokens to generate')
+  add('--temperature', type=float, help='0 = always the most likely token')
+  add('--top_k', type=int, help='draw from the k most likely tokens')
+  add('--top_p', type=float, help='draw from the tokens of this total share')
+  add('--seed', type=int, default=0, help='of the draws (default 0)')
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+  from txl_jax.conversion import from_config_dict
+  from txl_jax.overrides import apply_overrides, load_experiment
+
+  values = apply_overrides(load_experiment(arguments.config), rest)
+  config = from_config_dict(values)
+  from txl_jax.training import loop
+
+  setup = loop.set_up(config, arguments.workdir, _say)
+  state = loop.train(setup)
+  _finish(setup, state)
+  return 0
+
+
+def _finish(setup, state) -> None:
+  """Test loss, samples and report of a trained model, unless they exist."""
+  from txl_jax.training.loop import record_result
+
+  step, work = int(state.step), setup.work
+  tested = [
+    line
+    for line in setup.metrics.read()
+    if line['split'] == 'test' and line['step'] == step
+  ]
+  if tested and work.samples.exists() and work.report.exists():
+    _say(
+      f'{work.path} is finished: {step:,} steps, see {work.report}\n'
+      f'Start over with `rm -r {work.path}`, or go on with a larger '
+      '--config.train.steps.'
+    )
+    return
+  if not tested:
+    record_result(setup, step, 'test', setup.evaluate(state.params, 'test'))
+  _write_samples(setup, state.params)
+  _write_report(work)
+
+
+def _write_samples(setup, params: dict) -> None:
+  from txl_jax.generation.text import continue_text
+  from txl_jax.training.workdir import write_json
+
+  config, samples = setup.config, []
+  for seed, prompt in enumerate(config.sample.prompts):
+    text = continue_text(
+      config, params, setup.corpus.vocabulary, prompt, config.sample, seed
+    )
+    samples.append({'prompt': prompt, 'text': text})
+  write_json(setup.work.samples, samples)
+  first = samples[0]
+  _say(f'Sample:\n{first["prompt"]}{first["text"]}')
+
+
+def _write_report(work) -> None:
+  from txl_jax.report.page import write_report
+
+  _say(f'Report: {write_report(work.path)}')
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+  from txl_jax.training.run import load_run
+
+  run = load_run(arguments.workdir, _say, rest)
+  result = run.evaluate(arguments.split)
+  print(
+    json.dumps(
+      {
+        'split': arguments.split,
+        **result.to_json(),
+        'step': run.step,
+        **dataclasses.asdict(run.config.eval),
+      }
+    )
+  )
+  return 0
+
+
+def _generate(arguments: argparse.Namespace, rest: list[str]) -> int:
+  _no_more(rest)
+  from txl_jax.generation.text import continue_text
+  from txl_jax.training.run import load_run
+
+  run = load_run(arguments.workdir, _say)
+  names = ('length', 'temperature', 'top_k', 'top_p')
+  given = {name: getattr(arguments, name) for name in names}
+  changes = {name: v for name, v in given.items() if v is not None}
+  sample = dataclasses.replace(run.config.sample, **changes)
+  text = continue_text(
+    run.config,
+    run.params,
+    run.vocabulary,
+    arguments.prompt,
+    sample,
+    arguments.seed,
+  )
+  print(arguments.prompt + text)
+  return 0
+
+
+def _report(arguments: argparse.Namespace, rest: list[str]) -> int:
+  _no_more(rest)
+  from txl_jax.report.page import write_report
+
+  print(write_report(pathlib.Path(arguments.workdir)))
+  return 0
+
+
+def _no_more(rest: list[str]) -> None:
+  if rest:
+    raise InputError(f'{rest[0]!r} is no argument of this command')
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)

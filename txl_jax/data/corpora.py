@@ -1,0 +1,158 @@
+"""Corpora: named splits of token ids, from text on this machine."""
+
+import dataclasses
+import hashlib
+import pathlib
+import sysconfig
+
+import numpy as np
+
+from txl_jax.config import DataConfig
+from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.errors import InputError
+
+SPLITS = ('train', 'validation', 'test')
+# Of the standard library: tests, and what does not belong to every Python.
+SKIPPED_FOLDERS = frozenset(
+  ['test', 'tests', 'idle_test', 'site-packages', 'dist-packages']
+)
+# In each run of this many files the middle one validates and the last tests.
+FILES_PER_CYCLE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Token ids of the three splits; each document begins with a boundary.
+
+  Attributes:
+    name: what the text is, for people.
+    tokens: split -> ids, uint16 [length].
+    vocabulary: made the ids.
+  """
+
+  name: str
+  tokens: dict[str, np.ndarray]
+  vocabulary: ByteVocabulary
+
+  def fingerprint(self) -> str:
+    """A checksum of all ids: equal corpora, equal fingerprints."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+      digest.update(split.encode() + self.tokens[split].tobytes())
+    return digest.hexdigest()[:16]
+
+  def summary(self) -> dict:
+    """Name, fingerprint, and tokens and documents of each split."""
+    boundary = self.vocabulary.boundary
+    sizes = {
+      split: {
+        'tokens': len(ids),
+        'documents': int((ids == boundary).sum()),
+      }
+      for split, ids in self.tokens.items()
+    }
+    return {'name': self.name, 'fingerprint': self.fingerprint(), **sizes}
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+  """Reads the corpus that the configuration names.
+
+  Raises:
+    InputError: for a path that is no readable file with text in it.
+  """
+  if config.path:
+    return _text_file(pathlib.Path(config.path), config)
+  return _standard_library()
+
+
+def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
+  """Raises an InputError for an id that a model of this size does not know."""
+  for split, ids in corpus.tokens.items():
+    outside = np.flatnonzero(ids >= vocab_size)
+    if outside.size:
+      position = int(outside[0])
+      raise InputError(
+        f'config.model.vocab_size is {vocab_size}, but token {position:,} of '
+        f'the {split} split of {corpus.name} has the id {ids[position]}; its '
+        f'vocabulary has {corpus.vocabulary.size} tokens'
+      )
+
+
+def _text_file(path: pathlib.Path, config: DataConfig) -> Corpus:
+  raw = _read(path)
+  n_test = round(len(raw) * config.test_fraction)
+  n_validation = round(len(raw) * config.validation_fraction)
+  n_train = len(raw) - n_validation - n_test
+  if not min(n_train, n_validation, n_test):
+    raise InputError(
+      f'config.data.path: {path} has {len(raw)} bytes, too few for a train, a '
+      'validation and a test split'
+    )
+  edge = n_train + n_validation
+  parts = (raw[:n_train], raw[n_train:edge], raw[edge:])
+  vocabulary = ByteVocabulary()
+  tokens = {
+    split: _documents([part], vocabulary) for split, part in zip(SPLITS, parts)
+  }
+  return Corpus(path.name, tokens, vocabulary)
+
+
+def _read(path: pathlib.Path) -> bytes:
+  if path.is_dir():
+    raise InputError(
+      f'config.data.path: {path} is a folder, expected a text file'
+    )
+  try:
+    raw = path.read_bytes()
+  except OSError as error:
+    raise InputError(
+      f'config.data.path: cannot read {path}: {error.strerror}'
+    ) from error
+  if not raw:
+    raise InputError(f'config.data.path: {path} is empty')
+  return raw
+
+
+def _standard_library() -> Corpus:
+  root = pathlib.Path(sysconfig.get_path('stdlib'))
+  files = sorted(
+    (path for path in root.rglob('*.py') if _belongs(path.relative_to(root))),
+    key=lambda path: path.relative_to(root).as_posix(),
+  )
+  if len(files) < FILES_PER_CYCLE:
+    raise InputError(
+      f'config.data.path is empty and {root} holds only {len(files)} source '
+      "files of Python's standard library; give a text file"
+    )
+  documents = {split: [] for split in SPLITS}
+  for i, path in enumerate(files):
+    documents[_split_of(i)].append(path.read_bytes())
+  vocabulary = ByteVocabulary()
+  tokens = {
+    split: _documents(texts, vocabulary) for split, texts in documents.items()
+  }
+  version = sysconfig.get_python_version()
+  return Corpus(f"Python {version}'s standard library", tokens, vocabulary)
+
+
+def _belongs(path: pathlib.Path) -> bool:
+  folders = path.parts[:-1]
+  # The build's own configuration (config-3.11-x86_64-linux-gnu) varies.
+  built = any(name.startswith('config-') for name in folders)
+  return not SKIPPED_FOLDERS.intersection(folders) and not built
+
+
+def _split_of(file_number: int) -> str:
+  place = file_number % FILES_PER_CYCLE
+  if place == FILES_PER_CYCLE - 1:
+    return 'test'
+  return 'validation' if place == FILES_PER_CYCLE // 2 else 'train'
+
+
+def _documents(texts: list[bytes], vocabulary: ByteVocabulary) -> np.ndarray:
+  """One array of ids, a boundary before each text."""
+  boundary = np.array([vocabulary.boundary], np.uint16)
+  parts = [
+    part for text in texts for part in (boundary, vocabulary.encode(text))
+  ]
+  return np.concatenate(parts)

@@ -1,0 +1,108 @@
+"""Streams: the segments of step i follow from i alone."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from txl_jax.errors import InputError
+
+
+class Batch(NamedTuple):
+  """S consecutive segments of B rows.
+
+  Attributes:
+    tokens_SBT: int32 ids.
+    targets_SBT: int32, the ids that follow them.
+    starts_SBT: bool, True where a token begins a document.
+  """
+
+  tokens_SBT: np.ndarray
+  targets_SBT: np.ndarray
+  starts_SBT: np.ndarray
+
+
+class TrainStream:
+  """A corpus as B endless rows that read on where the last step stopped.
+
+  The corpus is taken as a ring and the rows start at equal distances on it, so
+  a row that has read its part goes on with the next row's, in full context,
+  and no token is left out. Position 0 begins a document: the ring's seam is
+  never seen across.
+  """
+
+  def __init__(
+    self,
+    tokens: np.ndarray,
+    boundary: int,
+    *,
+    batch_size: int,
+    segment_length: int,
+    segments_per_step: int,
+  ):
+    self.tokens = tokens
+    self.boundary = boundary
+    self.shape = (segments_per_step, batch_size, segment_length)
+    needed = batch_size * segments_per_step * segment_length
+    if len(tokens) < needed:
+      raise InputError(
+        f'the train split has {len(tokens):,} tokens, fewer than the '
+        f'{needed:,} of one step (config.train: batch_size {batch_size} x '
+        f'segments_per_step {segments_per_step} x segment_length '
+        f'{segment_length})'
+      )
+
+  def __getitem__(self, step: int) -> Batch:
+    """The batch of a step, counted from 0."""
+    n_segments, n_rows, length = self.shape
+    start_B = np.arange(n_rows) * len(self.tokens) // n_rows
+    offset = step * n_segments * length + np.arange(n_segments * length + 1)
+    read = self.tokens[(start_B[:, None] + offset) % len(self.tokens)]
+
+    def split(rows: np.ndarray) -> np.ndarray:
+      segments_BST = rows.reshape(n_rows, n_segments, length)
+      return np.ascontiguousarray(segments_BST.swapaxes(0, 1), np.int32)
+
+    tokens_SBT = split(read[:, :-1])
+    return Batch(tokens_SBT, split(read[:, 1:]), tokens_SBT == self.boundary)
+
+
+def eval_batches(
+  tokens: np.ndarray,
+  boundary: int,
+  *,
+  batch_size: int,
+  segment_length: int,
+  segments: int,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+  """A split in B contiguous rows, each of its n - 1 targets scored once.
+
+  Row r begins with the last token of row r - 1 as input, so no target is lost
+  between rows; the tail is padded.
+
+  Args:
+    tokens: ids of the split [n].
+    boundary: the id that begins a document.
+    batch_size: rows B.
+    segment_length: T.
+    segments: S, segments in a batch.
+
+  Yields:
+    Batches, and which of their targets count, bool [S, B, T].
+  """
+  n_targets = len(tokens) - 1
+  per_row = -(-n_targets // batch_size)
+  n_segments = -(-per_row // segment_length)
+  n_batches = -(-n_segments // segments)
+  column = np.arange(n_batches * segments * segment_length)
+  shape = (batch_size, n_batches, segments, segment_length)
+  for n in range(n_batches):
+    part = column.reshape(shape[1:])[n]
+    position = np.arange(batch_size)[:, None, None] * per_row + part
+    counts = (part < per_row) & (position < n_targets)
+    position = np.where(counts, position, 0).swapaxes(0, 1)
+    tokens_SBT = tokens[position].astype(np.int32)
+    targets_SBT = tokens[position + 1].astype(np.int32)
+    counts_SBT = counts.swapaxes(0, 1)
+    starts_SBT = (tokens_SBT == boundary) & counts_SBT
+    yield Batch(tokens_SBT, targets_SBT, starts_SBT), counts_SBT

@@ -1,0 +1,133 @@
+"""The loss of a split, each of its targets scored once."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from txl_jax.config import EvalConfig, ModelConfig
+from txl_jax.data.streams import Batch, eval_batches
+from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.errors import InputError
+from txl_jax.model.memory import Memory, init_memory
+from txl_jax.model.segments import score_segments
+from txl_jax.parallel import mesh as mesh_lib
+
+SEGMENTS_PER_CALL = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Sums over the scored tokens, divided once.
+
+  Attributes:
+    nll_sum: negative log-likelihood, natural log.
+    tokens: targets scored.
+    characters: those of them that are text, not document boundaries.
+  """
+
+  nll_sum: float
+  tokens: int
+  characters: int
+
+  @property
+  def nll(self) -> float:
+    """Nats per token."""
+    return self.nll_sum / self.tokens
+
+  @property
+  def ppl(self) -> float:
+    """Perplexity per token."""
+    return math.exp(self.nll)
+
+  @property
+  def bpc(self) -> float:
+    """Bits per character of the text."""
+    return self.nll_sum / math.log(2) / self.characters
+
+  def to_json(self) -> dict:
+    """The figures, for JSON."""
+    figures = {'nll': self.nll, 'ppl': self.ppl, 'bpc': self.bpc}
+    counts = {'tokens': self.tokens, 'characters': self.characters}
+    return {**counts, **figures}
+
+
+def evaluation_model(model: ModelConfig, config: EvalConfig) -> ModelConfig:
+  """The model with the memory, span and clamping of the evaluation."""
+  return dataclasses.replace(
+    model,
+    memory_length=config.memory_length,
+    attention_span=config.attention_span,
+    clamp_length=config.clamp_length,
+    remat=False,
+  )
+
+
+def evaluate(
+  model: ModelConfig,
+  params: dict,
+  tokens: np.ndarray,
+  vocabulary: ByteVocabulary,
+  config: EvalConfig,
+  mesh: Mesh,
+) -> Result:
+  """Scores a split in contiguous rows, each beginning with empty memory.
+
+  Args:
+    model: the model as trained.
+    params: its parameters.
+    tokens: ids of the split [n], n - 1 of them targets.
+    vocabulary: made the ids.
+    config: rows, segment and memory length, span, clamping.
+    mesh: the rows are divided among its devices.
+
+  Raises:
+    InputError: for rows that do not divide among the devices, a split without
+      targets, or losses that are not finite.
+  """
+  mesh_lib.check_rows(mesh, config.batch_size, 'config.eval.batch_size')
+  if len(tokens) < 2:
+    raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
+  model = evaluation_model(model, config)
+  memory = init_memory(model, config.batch_size)
+  memory = jax.device_put(memory, mesh_lib.by_rows(mesh, memory))
+  total = 0.0
+  for part in eval_batches(
+    tokens,
+    vocabulary.boundary,
+    batch_size=config.batch_size,
+    segment_length=config.segment_length,
+    segments=SEGMENTS_PER_CALL,
+  ):
+    batch, counts_SBT = jax.device_put(part, mesh_lib.by_rows(mesh, part))
+    sum_SB, memory = _nll_sums(model, params, memory, batch, counts_SBT)
+    total += float(np.asarray(sum_SB, np.float64).sum())
+  if not math.isfinite(total):
+    raise InputError(f'the loss of the split is {total}: the model is broken')
+  targets = tokens[1:]
+  return Result(total, len(targets), vocabulary.characters(targets))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _nll_sums(
+  model: ModelConfig,
+  params: dict,
+  memory: Memory,
+  batch: Batch,
+  counts_SBT: jax.Array,
+) -> tuple[jax.Array, Memory]:
+  """Summed losses of the targets that count, by segment and row."""
+  starts_SBT = batch.starts_SBT if model.memory_start == 'empty' else None
+  nll_SBT, memory = score_segments(
+    model,
+    params,
+    batch.tokens_SBT,
+    batch.targets_SBT,
+    memory,
+    starts_SBT=starts_SBT,
+  )
+  return jnp.where(counts_SBT, nll_SBT, 0).sum(axis=-1), memory

@@ -1,0 +1,123 @@
+"""Experiment files and `--config.FIELD=VALUE` on the command line.
+
+The values are parsed by ml_collections, so what works in other projects works
+here; the names are checked before, for a sentence instead of a traceback.
+"""
+
+import dataclasses
+import pathlib
+import typing
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from txl_jax.config import Config
+from txl_jax.conversion import check_names, optional_type
+from txl_jax.errors import InputError
+
+PREFIX = '--config.'
+
+
+def load_experiment(argument: str) -> ConfigDict:
+  """What `get_config` of an experiment file returns.
+
+  Args:
+    argument: `FILE.py`, or `FILE.py:VARIANT` for `get_config('VARIANT')`.
+
+  Raises:
+    InputError: if there is no such file, or it cannot be run.
+  """
+  path = pathlib.Path(argument.split(':')[0])
+  if not path.is_file():
+    raise InputError(f'--config: there is no file {path}')
+  try:
+    loaded = config_flags.config_flags.ConfigFileFlagParser('config').parse(
+      argument
+    )
+    # A broken file is reported when the result is first used.
+    loaded.keys()
+  except InputError:
+    raise
+  except Exception as error:
+    raise InputError(
+      f'--config: {path} cannot be loaded: {type(error).__name__}: {error}'
+    ) from error
+  return loaded
+
+
+def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:
+  """The configuration with `--config.SECTION.FIELD=VALUE` applied.
+
+  Raises:
+    InputError: for another argument, an unknown field or an unreadable value.
+  """
+  arguments = _joined(arguments)
+  for argument in arguments:
+    _check(argument)
+  to_none = [a for a in arguments if _sets_none(a)]
+  # ml_collections cannot set an optional field back to None.
+  rest = ['txl', *(a for a in arguments if a not in to_none)]
+  holder = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict(
+      'config', values, flag_values=holder, sys_argv=rest
+    )
+    holder(rest)
+  except (flags.Error, TypeError, ValueError) as error:
+    text = str(error).removeprefix('flag ').removeprefix('--')
+    raise InputError(f'cannot use {text}') from error
+  for argument in to_none:
+    section, name = _field(argument)
+    holder.config[section][name] = None
+  return holder.config
+
+
+def field_names() -> str:
+  """All fields by section, for `--help`."""
+  return '\n'.join(
+    f'  config.{section}: ' + ', '.join(typing.get_type_hints(cls))
+    for section, cls in typing.get_type_hints(Config).items()
+  )
+
+
+def _joined(arguments: list[str]) -> list[str]:
+  """`--config.x.y`, `value` as one argument, `--config.x.y=value`."""
+  result = []
+  for argument in arguments:
+    waiting = result and result[-1].startswith(PREFIX) and '=' not in result[-1]
+    if waiting and not argument.startswith('--'):
+      result[-1] += f'={argument}'
+    else:
+      result.append(argument)
+  return result
+
+
+def _field(argument: str) -> tuple[str, str]:
+  name, _, _ = argument.removeprefix(PREFIX).partition('=')
+  section, _, field = name.partition('.')
+  return section, field
+
+
+def _check(argument: str) -> None:
+  if not argument.startswith(PREFIX) or '=' not in argument:
+    raise InputError(
+      f'{argument!r} is no argument of this command; fields are set with '
+      '--config.SECTION.FIELD=VALUE'
+    )
+  section, field = _field(argument)
+  check_names([section], _sections(), 'config')
+  if not field:
+    raise InputError(f'config.{section} is a section, name a field of it')
+  fields = [f.name for f in dataclasses.fields(_sections()[section])]
+  check_names([field], fields, f'config.{section}')
+
+
+def _sets_none(argument: str) -> bool:
+  section, field = _field(argument)
+  annotation = typing.get_type_hints(_sections()[section])[field]
+  value = argument.partition('=')[2]
+  return optional_type(annotation) is not None and value.lower() == 'none'
+
+
+def _sections() -> dict[str, type]:
+  return typing.get_type_hints(Config)

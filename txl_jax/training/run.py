@@ -1,0 +1,90 @@
+"""A trained run, read back from its work directory."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from txl_jax.config import Config
+from txl_jax.conversion import from_config_dict, to_config_dict
+from txl_jax.data.corpora import load_corpus
+from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.errors import InputError
+from txl_jax.evaluation.perplexity import Result, evaluate
+from txl_jax.overrides import apply_overrides
+from txl_jax.parallel.mesh import make_mesh
+from txl_jax.training.checkpoint import restore_params
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.state import init_state
+from txl_jax.training.workdir import WorkDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A model and what it was trained on.
+
+  Attributes:
+    work: the work directory.
+    config: the experiment.
+    params: of the newest checkpoint.
+    step: of that checkpoint.
+    vocabulary: of the model.
+  """
+
+  work: WorkDir
+  config: Config
+  params: dict
+  step: int
+  vocabulary: ByteVocabulary
+
+  def evaluate(self, split: str) -> Result:
+    """Scores a split of the corpus that the run was trained on."""
+    corpus = load_corpus(self.config.data)
+    fingerprint = corpus.fingerprint()
+    if fingerprint != self.work.corpus_fingerprint():
+      raise InputError(
+        f'{corpus.name} is not the text that the run was trained on: its '
+        f'fingerprint was {self.work.corpus_fingerprint()}, now {fingerprint}'
+      )
+    return evaluate(
+      self.config.model,
+      self.params,
+      corpus.tokens[split],
+      corpus.vocabulary,
+      self.config.eval,
+      make_mesh(),
+    )
+
+
+def load_run(
+  workdir: str | os.PathLike,
+  say: Callable[[str], None],
+  overrides: list[str] | None = None,
+) -> Run:
+  """Reads a run.
+
+  Args:
+    workdir: its folder.
+    say: receives a sentence about each broken checkpoint.
+    overrides: `--config.eval.FIELD=VALUE` arguments.
+
+  Raises:
+    InputError: if the folder holds no run, or another section is overridden.
+  """
+  work = WorkDir(workdir)
+  config = work.read_config()
+  for argument in overrides or ():
+    if not argument.startswith('--config.eval.'):
+      raise InputError(
+        f'{argument!r}: of a trained run only --config.eval.FIELD=VALUE can be '
+        'changed'
+      )
+  if overrides:
+    values = apply_overrides(to_config_dict(config), overrides)
+    config = from_config_dict(values)
+
+  def init():
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return init_state(config, optimizer)
+
+  params, step = restore_params(work.checkpoints, init, make_mesh(), say)
+  return Run(work, config, params, step, ByteVocabulary())

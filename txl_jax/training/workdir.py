@@ -1,0 +1,133 @@
+"""The work directory: everything a run leaves behind, under fixed names."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from txl_jax.config import Config
+from txl_jax.conversion import from_config_dict, to_config_dict
+from txl_jax.errors import InputError
+
+# Fields that may change when a run continues; '' stands for a whole section.
+FREE_FIELDS = frozenset(
+  [
+    'train.steps',
+    'train.log_every_steps',
+    'train.eval_every_steps',
+    'train.checkpoint_every_steps',
+    'train.keep_checkpoints',
+    'model.remat',
+    'model.unroll',
+    'eval.',
+    'sample.',
+    'data.path',  # the corpus itself is compared
+  ]
+)
+
+
+class WorkDir:
+  """Paths and small files of a run.
+
+  Attributes:
+    path: the folder.
+    config: the configuration, as JSON.
+    run: what was found at the start: corpus, versions, devices, parameters.
+    metrics: one JSON object a line.
+    samples: generated text.
+    report: the page.
+    checkpoints: the folder of checkpoints.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path)
+    self.config = self.path / 'config.json'
+    self.run = self.path / 'run.json'
+    self.metrics = self.path / 'metrics.jsonl'
+    self.samples = self.path / 'samples.json'
+    self.report = self.path / 'report.html'
+    self.checkpoints = self.path / 'checkpoints'
+
+  def create(self) -> None:
+    """Makes the folder; an InputError if that is impossible."""
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise InputError(
+        f'cannot make the work directory {self.path}: {error.strerror}'
+      ) from error
+
+  def read_config(self) -> Config:
+    """The configuration that the run was made with."""
+    if not self.config.is_file():
+      raise InputError(
+        f'{self.path} is no work directory: it has no {self.config.name}'
+      )
+    return from_config_dict(self._read_json(self.config))
+
+  def read_run(self) -> dict:
+    """What was found when the run began."""
+    return self._read_json(self.run)
+
+  def write_run(self, config: Config, facts: dict) -> None:
+    """Records configuration and facts."""
+    write_json(self.config, json.loads(to_config_dict(config).to_json()))
+    write_json(self.run, facts)
+
+  def check_same_run(self, config: Config, corpus: dict) -> None:
+    """Raises an InputError naming all that changed since the run began."""
+    before = _flat(to_config_dict(self.read_config()).to_dict())
+    now = _flat(to_config_dict(config).to_dict())
+    changed = [name for name in now if now[name] != before[name]]
+    changed = [name for name in changed if not _is_free(name)]
+    if self.corpus_fingerprint() != corpus['fingerprint']:
+      changed.append('data.path')
+      if before['data.path'] == now['data.path']:
+        before['data.path'] = f'text {self.corpus_fingerprint()}'
+        now['data.path'] = f'text {corpus["fingerprint"]}'
+    if changed:
+      changes = ', '.join(
+        f'config.{name} was {before[name]!r}, now {now[name]!r}'
+        for name in dict.fromkeys(changed)
+      )
+      raise InputError(
+        f'{self.path} holds checkpoints of another run: {changes}; restore the '
+        'values or choose another --workdir'
+      )
+
+  def corpus_fingerprint(self) -> str:
+    """The checksum of the corpus that the run was made with."""
+    try:
+      return self.read_run()['corpus']['fingerprint']
+    except (KeyError, TypeError) as error:
+      raise InputError(f'{self.run} has no corpus fingerprint') from error
+
+  def _read_json(self, path: pathlib.Path) -> Any:
+    try:
+      return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise InputError(f'cannot read {path}: {error}') from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, all of it or nothing."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file, all of it or nothing."""
+  draft = path.with_name(path.name + '.part')
+  draft.write_text(text)
+  os.replace(draft, path)
+
+
+def _flat(config: dict) -> dict:
+  return {
+    f'{section}.{name}': value
+    for section, values in config.items()
+    for name, value in values.items()
+  }
+
+
+def _is_free(name: str) -> bool:
+  return name in FREE_FIELDS or name.split('.')[0] + '.' in FREE_FIELDS

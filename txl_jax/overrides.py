@@ -6,6 +6,7 @@ here; the names are checked before, for a sentence instead of a traceback.
 
 import dataclasses
 import pathlib
+import runpy
 import typing
 
 from absl import flags
@@ -25,24 +26,26 @@ def load_experiment(argument: str) -> ConfigDict:
     argument: `FILE.py`, or `FILE.py:VARIANT` for `get_config('VARIANT')`.
 
   Raises:
-    InputError: if there is no such file, or it cannot be run.
+    InputError: if there is no such file, or it does not return a ConfigDict.
   """
-  path = pathlib.Path(argument.split(':')[0])
+  name, *variant = argument.split(':', 1)
+  path = pathlib.Path(name)
   if not path.is_file():
     raise InputError(f'--config: there is no file {path}')
   try:
-    loaded = config_flags.config_flags.ConfigFileFlagParser('config').parse(
-      argument
-    )
-    # A broken file is reported when the result is first used.
-    loaded.keys()
+    values = runpy.run_path(name)['get_config'](*variant)
   except InputError:
     raise
   except Exception as error:
     raise InputError(
       f'--config: {path} cannot be loaded: {type(error).__name__}: {error}'
     ) from error
-  return loaded
+  if not isinstance(values, ConfigDict):
+    raise InputError(
+      f'--config: get_config of {path} must return a ConfigDict, found a '
+      f'{type(values).__name__}'
+    )
+  return values
 
 
 def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:

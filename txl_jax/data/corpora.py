@@ -16,8 +16,8 @@ SPLITS = ('train', 'validation', 'test')
 SKIPPED_FOLDERS = frozenset(
   ['test', 'tests', 'idle_test', 'site-packages', 'dist-packages']
 )
-# In each run of this many files the middle one validates and the last tests.
-FILES_PER_CYCLE = 20
+# One file in so many validates, and one tests.
+FILES_PER_SPLIT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +114,23 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def _standard_library() -> Corpus:
+  """Source files in the order of a checksum of their paths.
+
+  So neighbours are unrelated, every part of the text is a mixture of all, and
+  a file is in the same split under every version of Python.
+  """
   root = pathlib.Path(sysconfig.get_path('stdlib'))
-  files = sorted(
-    (path for path in root.rglob('*.py') if _belongs(path.relative_to(root))),
-    key=lambda path: path.relative_to(root).as_posix(),
-  )
-  if len(files) < FILES_PER_CYCLE:
+  paths = (path.relative_to(root) for path in root.rglob('*.py'))
+  files = {_checksum(path): path for path in paths if _belongs(path)}
+  documents = {split: [] for split in SPLITS}
+  for checksum in sorted(files):
+    text = (root / files[checksum]).read_bytes()
+    documents[_split_of(checksum)].append(text)
+  if not all(documents.values()):
     raise InputError(
       f'config.data.path is empty and {root} holds only {len(files)} source '
       "files of Python's standard library; give a text file"
     )
-  documents = {split: [] for split in SPLITS}
-  for i, path in enumerate(files):
-    documents[_split_of(i)].append(path.read_bytes())
   vocabulary = ByteVocabulary()
   tokens = {
     split: _documents(texts, vocabulary) for split, texts in documents.items()
@@ -135,18 +139,21 @@ def _standard_library() -> Corpus:
   return Corpus(f"Python {version}'s standard library", tokens, vocabulary)
 
 
+def _checksum(path: pathlib.Path) -> int:
+  digest = hashlib.sha256(path.as_posix().encode()).digest()
+  return int.from_bytes(digest, 'big')
+
+
+def _split_of(checksum: int) -> str:
+  place = checksum % FILES_PER_SPLIT
+  return {0: 'test', 1: 'validation'}.get(place, 'train')
+
+
 def _belongs(path: pathlib.Path) -> bool:
   folders = path.parts[:-1]
   # The build's own configuration (config-3.11-x86_64-linux-gnu) varies.
   built = any(name.startswith('config-') for name in folders)
   return not SKIPPED_FOLDERS.intersection(folders) and not built
-
-
-def _split_of(file_number: int) -> str:
-  place = file_number % FILES_PER_CYCLE
-  if place == FILES_PER_CYCLE - 1:
-    return 'test'
-  return 'validation' if place == FILES_PER_CYCLE // 2 else 'train'
 
 
 def _documents(texts: list[bytes], vocabulary: ByteVocabulary) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 from txl_jax.errors import InputError
 from txl_jax.report import plots
+from txl_jax.report.plots import finite, short_number
 
 # Bytes that a model may write and a page cannot show, as their pictures.
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in '\t\n'}
@@ -25,9 +26,7 @@ PAGE = """<!DOCTYPE html>
 {style}</style>
 </head>
 <body>
-<main>
 {body}
-</main>
 </body>
 </html>
 """
@@ -35,36 +34,28 @@ PAGE = """<!DOCTYPE html>
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """What a work directory says about its run.
+  """What a work directory says about its run."""
 
-  Attributes:
-    name: of the work directory.
-    config: section -> field -> value.
-    facts: versions, devices, parameters, corpus.
-    lines: the metrics.
-    samples: objects with `prompt` and `text`.
-  """
-
-  name: str
-  config: dict
-  facts: dict
-  lines: list[dict]
-  samples: list[dict]
+  name: str  # of the work directory
+  config: dict  # section -> field -> value
+  facts: dict  # versions, devices, parameters, corpus
+  lines: list[dict]  # the metrics
+  samples: list[dict]  # with `prompt` and `text`
 
   @property
   def in_bits(self) -> bool:
     """Whether the metrics know of characters; else perplexity is told."""
-    return any(_number(line.get('bpc')) is not None for line in self.lines)
+    return any(finite(line.get('bpc')) is not None for line in self.lines)
 
   def points(self, split: str, key: str) -> plots.Points:
     """Steps and finite values of a metric of a split."""
     lines = [line for line in self.lines if line.get('split') == split]
-    pairs = [(line['step'], _number(line.get(key))) for line in lines]
+    pairs = [(line['step'], finite(line.get(key))) for line in lines]
     return sorted((step, value) for step, value in pairs if value is not None)
 
   def newest(self, split: str, key: str) -> Any:
     """The last value of a metric of a split, None without any."""
-    return self.points(split, key)[-1][1] if self.points(split, key) else None
+    return next((value for _, value in reversed(self.points(split, key))), None)
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
@@ -81,7 +72,6 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     InputError: if the folder is no work directory, or naming the file (and
       the line) that is not as expected.
   """
-  workdir = pathlib.Path(workdir)
   page = _page(_read(workdir))
   path = workdir / 'report.html'
   draft = path.with_name(path.name + '.part')
@@ -142,7 +132,7 @@ def _parse(path: pathlib.Path, number: int, line: str) -> dict:
     value = json.loads(line)
   except json.JSONDecodeError:
     value = None
-  if not isinstance(value, dict) or _number(value.get('step')) is None:
+  if not isinstance(value, dict) or finite(value.get('step')) is None:
     raise InputError(
       f'{path}, line {number}: expected a JSON object with a step, found '
       f'{line[:60]!r}'
@@ -151,24 +141,16 @@ def _parse(path: pathlib.Path, number: int, line: str) -> dict:
 
 
 def _page(run: _Run) -> str:
-  parts = (
-    f'<h1>{_text(run.name)}</h1>',
-    _subtitle(run),
-    _headline(run),
-    _curves(run),
-    _samples(run),
-    _corpus(run),
-    _configuration(run),
-  )
+  makers = (_heading, _headline, _curves, _samples, _corpus, _configuration)
   style = importlib.resources.files('txl_jax.report') / 'style.css'
   return PAGE.format(
     title=_text(run.name),
     style=style.read_text(encoding='utf-8'),
-    body='\n'.join(part for part in parts if part),
+    body='\n'.join(make(run) for make in makers),
   )
 
 
-def _subtitle(run: _Run) -> str:
+def _heading(run: _Run) -> str:
   shape = (
     ('{} layers', _at(run.config, 'model', 'n_layers')),
     ('width {}', _at(run.config, 'model', 'd_model')),
@@ -177,16 +159,23 @@ def _subtitle(run: _Run) -> str:
     ('{}', run.facts.get('devices')),
   )
   words = [form.format(value) for form, value in shape if value is not None]
-  return f'<p class="note">{_text(" · ".join(words))}</p>' if words else ''
+  note = f'<p class="note">{_text(" · ".join(words))}</p>'
+  return f'<h1>{_text(run.name)}</h1>\n{note}'
 
 
 def _headline(run: _Run) -> str:
+  count = finite(run.facts.get('parameters'))
+  seen = run.newest('train', 'tokens')
+  text = finite(_at(run.facts, 'corpus', 'train', 'tokens'))
+  passes = f'{seen / text:,.2f} times the text' if seen and text else ''
+  speeds = [speed for _, speed in run.points('train', 'tokens_per_second')]
+  speed = statistics.median(speeds) if speeds else None
   rows = (
     _score(run, 'test'),
     _score(run, 'validation'),
-    _parameters(run),
-    _tokens(run),
-    _speed(run),
+    ('parameters', short_number(count), _count(count)),
+    ('tokens seen', short_number(seen), passes),
+    ('tokens per second', short_number(speed), 'median'),
     _steps(run),
   )
   cells = (
@@ -198,37 +187,19 @@ def _headline(run: _Run) -> str:
 
 
 def _score(run: _Run, split: str) -> tuple[str, str, str]:
-  unit = 'bits per character' if run.in_bits else 'perplexity'
+  unit = 'bpc' if run.in_bits else 'perplexity'
   value = run.newest(split, 'bpc' if run.in_bits else 'loss')
   if value is None:
-    return f'{split} {unit}', '–', 'not scored yet'
+    return f'{split} {unit}', short_number(None), 'not scored yet'
   perplexity = math.exp(min(value, 700.0))  # more overflows
   shown = f'{value:.3f}' if run.in_bits else f'{perplexity:,.2f}'
   tokens = run.newest(split, 'tokens')
-  return f'{split} {unit}', shown, f'of {tokens:,} tokens' if tokens else ''
-
-
-def _parameters(run: _Run) -> tuple[str, str, str]:
-  count = _number(run.facts.get('parameters'))
-  return 'parameters', _short(count), '' if count is None else f'{count:,}'
-
-
-def _tokens(run: _Run) -> tuple[str, str, str]:
-  seen = run.newest('train', 'tokens')
-  text = _number(_at(run.facts, 'corpus', 'train', 'tokens'))
-  note = f'{seen / text:,.2f} times the text' if seen and text else ''
-  return 'tokens seen', _short(seen), note
-
-
-def _speed(run: _Run) -> tuple[str, str, str]:
-  speeds = [speed for _, speed in run.points('train', 'tokens_per_second')]
-  median = statistics.median(speeds) if speeds else None
-  return 'tokens per second', _short(median), 'in training, median'
+  return f'{split} {unit}', shown, f'{tokens:,} tokens scored' if tokens else ''
 
 
 def _steps(run: _Run) -> tuple[str, str, str]:
   step = max((line['step'] for line in run.lines), default=0)
-  total = _number(_at(run.config, 'train', 'steps'))
+  total = finite(_at(run.config, 'train', 'steps'))
   if not total:
     return 'steps', f'{step:,}', ''
   done = 'finished' if step >= total else f'{step / total:.0%}'
@@ -250,6 +221,7 @@ def _curves(run: _Run) -> str:
       settled=name == 'gradient_norm',
     )
     for name in names
+    if run.points('train', name)
   )
   return f'<h2>Loss</h2>\n{loss}\n<div class="small">\n{small}\n</div>'
 
@@ -277,9 +249,9 @@ def _corpus(run: _Run) -> str:
     _row(name, *(_count(split.get(column)) for column in columns))
     for name, split in splits.items()
   )
-  about = (f'{k}: {v}' for k, v in corpus.items() if not isinstance(v, dict))
+  about = f'{corpus.get("name")} · fingerprint {corpus.get("fingerprint")}'
   return (
-    f'<h2>Corpus</h2>\n<p class="note">{_text(" · ".join(about))}</p>\n'
+    f'<h2>Corpus</h2>\n<p class="note">{_text(about)}</p>\n'
     f'<table class="counts">\n<tr>{head}</tr>\n{rows}\n</table>'
   )
 
@@ -296,7 +268,8 @@ def _configuration(run: _Run) -> str:
     for name, fields in tables.items()
     if isinstance(fields, dict) and fields
   )
-  return f'<h2>Configuration</h2>\n<div class="sections">{sections}</div>'
+  title = '<h2>Configuration and environment</h2>'
+  return f'{title}\n<div class="sections">{sections}</div>'
 
 
 def _row(name: str, *cells: str) -> str:
@@ -312,11 +285,7 @@ def _shown(value: Any) -> str:
 
 
 def _count(value: Any) -> str:
-  return '–' if _number(value) is None else f'{value:,}'
-
-
-def _short(value: float | None) -> str:
-  return '–' if value is None else plots.short_number(value)
+  return '' if finite(value) is None else f'{value:,}'
 
 
 def _at(value: Any, *keys: str) -> Any:
@@ -324,12 +293,6 @@ def _at(value: Any, *keys: str) -> Any:
   for key in keys:
     value = value.get(key) if isinstance(value, dict) else None
   return value
-
-
-def _number(value: Any) -> Any:
-  """The value if it is a finite number, else None."""
-  known = isinstance(value, int | float) and not isinstance(value, bool)
-  return value if known and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Plots of a run as inline SVG that takes its colours from the page's CSS."""
 
 import io
+import math
 import re
 from typing import Any
 
@@ -26,6 +27,7 @@ STYLE = {
   'axes.spines.left': False,
   'axes.spines.right': False,
   'axes.spines.top': False,
+  'axes.xmargin': 0.02,
   'font.size': 12.0,
   'grid.color': PAINT['rule'],
   'grid.linewidth': 1.0,
@@ -56,7 +58,7 @@ def loss_figure(curves: dict[str, Points], unit: str) -> str:
     for split, points in curves.items()
     if points
   )
-  sizes = {'wide': (896, 360), 'narrow': (360, 270)}
+  sizes = {'wide': (800, 330), 'narrow': (360, 270)}
   drawn = '\n'.join(
     f'<div class="{name}">{_loss_plot(name, curves, unit, size)}</div>'
     for name, size in sizes.items()
@@ -79,16 +81,24 @@ def small_figure(title: str, points: Points, *, settled: bool = False) -> str:
   name = title.lower().replace(' ', '-')
   with _style(name):
     figure, axes = _axes((280, 160))
-    _draw(axes, points, 'validation', linewidth=1.2)
+    _draw(axes, points, 'validation', linewidth=1)
     highest = max((value for _, value in points), default=0.0)
     top = _limits([points])[1] if settled else 1.08 * highest
-    axes.set_ylim(0, top if top > 0 else 1)
+    axes.set(xlim=(0, None), ylim=(0, top if top > 0 else 1))
     drawn = _svg(figure, name, title)
   return f'<figure><figcaption>{title}</figcaption>{drawn}</figure>'
 
 
-def short_number(value: float) -> str:
+def finite(value: Any) -> Any:
+  """The value if it is a finite number, else None."""
+  known = isinstance(value, int | float) and not isinstance(value, bool)
+  return value if known and math.isfinite(value) else None
+
+
+def short_number(value: float | None) -> str:
   """A number for a tick or a headline: 0.0003, 2.5, 20k, 1.5M."""
+  if value is None:
+    return '–'
   for unit, name in ((1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
     if abs(value) >= 0.9995 * unit:  # rounds to the unit
       return f'{value / unit:.3g}{name}'
@@ -107,8 +117,8 @@ def _loss_plot(
     figure, axes = _axes(size)
     for split, points in curves.items():
       _draw(axes, points, split, **drawn_as[split])
-    axes.set_ylim(*_limits(list(curves.values())))
-    axes.set_xlabel('step')
+    limits = _limits(list(curves.values()))
+    axes.set(xlabel='step', xlim=(0, None), ylim=limits)
     return _svg(figure, name, f'{unit} by step')
 
 
@@ -126,7 +136,10 @@ def _axes(size: tuple[int, int]) -> tuple[Any, Any]:
   inches = (size[0] / 72, size[1] / 72)
   page = figure.Figure(figsize=inches, layout='constrained')
   axes = page.add_subplot()
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(size[0] // 90, integer=True))
+  round_steps = [1, 2, 2.5, 5, 10]
+  axes.xaxis.set_major_locator(
+    ticker.MaxNLocator(size[0] // 70, integer=True, steps=round_steps)
+  )
   axes.yaxis.set_major_locator(ticker.MaxNLocator(size[1] // 45))
   axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
   axes.yaxis.set_major_formatter(lambda value, _: short_number(value))

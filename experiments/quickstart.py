@@ -41,5 +41,10 @@ def get_config() -> ConfigDict:
     checkpoint_every_steps=300,
   )
   config.eval.update(batch_size=16, segment_length=64, memory_length=128)
-  config.sample.update(prompts=('import ', 'class '), length=600)
+  config.sample.update(
+    prompts=('def ', 'class ', 'import os\n'),
+    length=500,
+    temperature=0.9,
+    top_p=0.9,
+  )
   return config

@@ -1,4 +1,4 @@
-"""Eight virtual devices, strict rank promotion, and the optional folders."""
+"""Eight virtual devices, fast compilation, and the optional folders."""
 
 import os
 import pathlib
@@ -7,6 +7,8 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Tests compile far more than they compute.
+jax.config.update('jax_disable_most_optimizations', True)
 
 
 def _folder(variable: str) -> pathlib.Path:

@@ -168,7 +168,7 @@ def _limits(curves: list[Points]) -> tuple[float, float]:
 
 def _svg(figure: Any, name: str, title: str) -> str:
   file = io.StringIO()
-  figure.savefig(file, format='svg', metadata={'Date': None})
+  figure.savefig(file, format='svg')
   return _inline(file.getvalue(), name, title)
 
 

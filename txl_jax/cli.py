@@ -96,17 +96,18 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
   values = apply_overrides(load_experiment(arguments.config), rest)
   config = from_config_dict(values)
-  from txl_jax.training import loop
+  from txl_jax.training.loop import train
+  from txl_jax.training.setup import set_up
 
-  setup = loop.set_up(config, arguments.workdir, _say)
-  state = loop.train(setup)
+  setup = set_up(config, arguments.workdir, _say)
+  state = train(setup)
   _finish(setup, state)
   return 0
 
 
 def _finish(setup, state) -> None:
   """Test loss, samples and report of a trained model, unless they exist."""
-  from txl_jax.training.loop import record_result
+  from txl_jax.training.progress import record_result
 
   step, work = int(state.step), setup.work
   tested = [
@@ -138,8 +139,8 @@ def _write_samples(setup, params: dict) -> None:
     )
     samples.append({'prompt': prompt, 'text': text})
   write_json(setup.work.samples, samples)
-  first = samples[0]
-  _say(f'Sample:\n{first["prompt"]}{first["text"]}')
+  for first in samples[:1]:
+    _say(f'Sample:\n{first["prompt"]}{first["text"]}')
 
 
 def _write_report(work) -> None:

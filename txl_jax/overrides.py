@@ -67,8 +67,7 @@ def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:
     )
     holder(rest)
   except (flags.Error, TypeError, ValueError) as error:
-    text = str(error).removeprefix('flag ').removeprefix('--')
-    raise InputError(f'cannot use {text}') from error
+    raise InputError(_unreadable(arguments, str(error))) from error
   for argument in to_none:
     section, name = _field(argument)
     holder.config[section][name] = None
@@ -115,10 +114,25 @@ def _check(argument: str) -> None:
   check_names([field], fields, f'config.{section}')
 
 
-def _sets_none(argument: str) -> bool:
+def _unreadable(arguments: list[str], error: str) -> str:
+  """A sentence about the argument that an error of absl speaks of."""
+  for argument in arguments:
+    if error.startswith(f'flag {argument}: '):
+      value = argument.partition('=')[2]
+      annotation = _annotation(argument)
+      expected = getattr(annotation, '__name__', annotation)
+      field = '.'.join(_field(argument))
+      return f'config.{field} must be of type {expected}, found {value!r}'
+  return error
+
+
+def _annotation(argument: str) -> typing.Any:
   section, field = _field(argument)
-  annotation = typing.get_type_hints(_sections()[section])[field]
-  value = argument.partition('=')[2]
+  return typing.get_type_hints(_sections()[section])[field]
+
+
+def _sets_none(argument: str) -> bool:
+  annotation, value = _annotation(argument), argument.partition('=')[2]
   return optional_type(annotation) is not None and value.lower() == 'none'
 
 

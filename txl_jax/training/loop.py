@@ -1,7 +1,5 @@
 """The training run: from a configuration to a finished work directory."""
 
-import dataclasses
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -9,99 +7,16 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from txl_jax.config import Config
-from txl_jax.data.corpora import Corpus, check_vocabulary, load_corpus
-from txl_jax.data.streams import Batch, TrainStream
-from txl_jax.errors import InputError
-from txl_jax.evaluation.perplexity import Result, evaluate
+from txl_jax.data.streams import Batch
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.training.checkpoint import Checkpoints, abstract_state
-from txl_jax.training.metrics import Meter, MetricsFile
-from txl_jax.training.optimizer import make_optimizer, make_schedule
-from txl_jax.training.state import TrainState, init_state
+from txl_jax.training.metrics import Meter
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.progress import record_result, record_training
+from txl_jax.training.setup import Setup
+from txl_jax.training.state import TrainState
 from txl_jax.training.step import make_train_step
-from txl_jax.training.workdir import WorkDir
-
-Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """What a run needs and does not change.
-
-  Attributes:
-    config: the experiment.
-    corpus: its text.
-    mesh: the devices.
-    stream: step -> batch.
-    work: the work directory.
-    say: receives progress lines.
-  """
-
-  config: Config
-  corpus: Corpus
-  mesh: Mesh
-  stream: TrainStream
-  work: WorkDir
-  say: Say
-
-  @property
-  def metrics(self) -> MetricsFile:
-    """The metrics file of the run."""
-    return MetricsFile(self.work.metrics)
-
-  def init(self) -> TrainState:
-    """A fresh train state."""
-    config = self.config
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    return init_state(config, optimizer)
-
-  def evaluate(self, params: dict, split: str) -> Result:
-    """Scores a split with the evaluation settings."""
-    return evaluate(
-      self.config.model,
-      params,
-      self.corpus.tokens[split],
-      self.corpus.vocabulary,
-      self.config.eval,
-      self.mesh,
-    )
-
-
-def set_up(config: Config, workdir: Any, say: Say) -> Setup:
-  """Reads the text and checks all that can be checked before work begins.
-
-  Raises:
-    InputError: naming what does not fit.
-  """
-  config = _with_absolute_path(config)
-  corpus = load_corpus(config.data)
-  check_vocabulary(corpus, config.model.vocab_size)
-  mesh = mesh_lib.make_mesh()
-  train = config.train
-  mesh_lib.check_rows(mesh, train.batch_size, 'config.train.batch_size')
-  mesh_lib.check_rows(mesh, config.eval.batch_size, 'config.eval.batch_size')
-  if config.model.memory_start == 'zeros':
-    raise InputError(
-      "config.model.memory_start must be 'empty' for text made of documents"
-    )
-  stream = TrainStream(
-    corpus.tokens['train'],
-    corpus.vocabulary.boundary,
-    batch_size=train.batch_size,
-    segment_length=train.segment_length,
-    segments_per_step=train.segments_per_step,
-  )
-  return Setup(config, corpus, mesh, stream, WorkDir(workdir), say)
-
-
-def _with_absolute_path(config: Config) -> Config:
-  """So that the run can be evaluated from any folder."""
-  path = config.data.path and os.path.abspath(config.data.path)
-  data = dataclasses.replace(config.data, path=path)
-  return dataclasses.replace(config, data=data)
 
 
 def train(setup: Setup) -> TrainState:
@@ -203,11 +118,12 @@ def _run(
 ) -> TrainState:
   """The loop. A line of metrics is fetched while the next step computes."""
   train, late = setup.config.train, None
+  meter.start()
   for i in range(int(state.step), train.steps):
     host_batch = setup.stream[i]
     state, metrics = train_step(state, _place(setup, host_batch))
     if late:
-      _log(setup, late, i)
+      record_training(setup, late, i)
       meter.follow(late)
     done, late = i + 1, None
     targets = host_batch.targets_SBT
@@ -218,7 +134,7 @@ def _run(
     evaluating = _due(done, train.eval_every_steps, train.steps)
     saving = _due(done, train.checkpoint_every_steps, train.steps)
     if late and (evaluating or saving):
-      _log(setup, late, done)
+      record_training(setup, late, done)
       late = None
     paused = time.monotonic()
     if evaluating:
@@ -233,42 +149,6 @@ def _due(done: int, every: int, last: int) -> bool:
   return done % every == 0 or done == last
 
 
-def _log(setup: Setup, meter: Meter, done: int) -> None:
-  config, line = setup.config, meter.line()
-  schedule = make_schedule(config.optimizer, config.train.steps)
-  rate = float(schedule(done - 1))
-  train = config.train
-  per_step = train.batch_size * train.segment_length * train.segments_per_step
-  facts = {'tokens': done * per_step, 'learning_rate': rate}
-  setup.metrics.append(step=done, split='train', **line, **facts)
-  left = (train.steps - done) * per_step / line['tokens_per_second']
-  setup.say(
-    f'step {done:>{len(str(train.steps))}}/{train.steps}  '
-    f'loss {line["loss"]:.3f}  bpc {line["bpc"]:.3f}  '
-    f'{line["tokens_per_second"]:,.0f} tokens/s  {_clock(left)} left'
-  )
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return (
-    f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
-  )
-
-
 def _validate(setup: Setup, state: TrainState) -> None:
   result = setup.evaluate(state.params, 'validation')
   record_result(setup, int(state.step), 'validation', result)
-
-
-def record_result(setup: Setup, step: int, split: str, result: Result) -> None:
-  """Adds an evaluation to the metrics file and says it."""
-  figures = result.to_json()
-  setup.metrics.append(
-    step=step, split=split, loss=figures.pop('nll'), **figures
-  )
-  setup.say(
-    f'{split} at step {step:,}: loss {result.nll:.4f}  bpc {result.bpc:.4f}  '
-    f'({result.tokens:,} tokens)'
-  )

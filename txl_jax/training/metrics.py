@@ -22,8 +22,12 @@ class Meter:
     self._sums = sums or {'loss': 0.0, 'tokens': 0, 'characters': 0}
     self._pending: list[tuple[int, dict]] = []
     self._gradient_norm = math.nan
-    self._started = time.monotonic()
     self._timed_tokens = 0
+    self.start()
+
+  def start(self) -> None:
+    """Starts the clock."""
+    self._started = time.monotonic()
 
   def add(self, step: int, metrics: dict, tokens: int, characters: int) -> None:
     """Adds a step: its device metrics, and counts known on the host."""

@@ -1,0 +1,43 @@
+"""Lines for the metrics file and for the person who watches."""
+
+from txl_jax.evaluation.perplexity import Result
+from txl_jax.training.metrics import Meter
+from txl_jax.training.optimizer import make_schedule
+from txl_jax.training.setup import Setup
+
+
+def record_training(setup: Setup, meter: Meter, done: int) -> None:
+  """Adds what the meter has summed up to a step, and says it."""
+  config, line = setup.config, meter.line()
+  schedule = make_schedule(config.optimizer, config.train.steps)
+  rate = float(schedule(done - 1))
+  train = config.train
+  per_step = train.batch_size * train.segment_length * train.segments_per_step
+  facts = {'tokens': done * per_step, 'learning_rate': rate}
+  setup.metrics.append(step=done, split='train', **line, **facts)
+  left = (train.steps - done) * per_step / line['tokens_per_second']
+  setup.say(
+    f'step {done:>{len(str(train.steps))}}/{train.steps}  '
+    f'loss {line["loss"]:.3f}  bpc {line["bpc"]:.3f}  '
+    f'{line["tokens_per_second"]:,.0f} tokens/s  {_clock(left)} left'
+  )
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+  )
+
+
+def record_result(setup: Setup, step: int, split: str, result: Result) -> None:
+  """Adds an evaluation, and says it."""
+  figures = result.to_json()
+  setup.metrics.append(
+    step=step, split=split, loss=figures.pop('nll'), **figures
+  )
+  setup.say(
+    f'{split} at step {step:,}: loss {result.nll:.4f}  bpc {result.bpc:.4f}  '
+    f'({result.tokens:,} tokens)'
+  )

@@ -1,0 +1,102 @@
+"""What a training run needs before it begins, checked."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from txl_jax.config import Config
+from txl_jax.data.corpora import Corpus, check_vocabulary, load_corpus
+from txl_jax.data.streams import TrainStream
+from txl_jax.errors import InputError
+from txl_jax.evaluation.perplexity import Result, evaluate
+from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.training.metrics import MetricsFile
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.state import TrainState, init_state
+from txl_jax.training.workdir import WorkDir
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a run needs and does not change.
+
+  Attributes:
+    config: the experiment.
+    corpus: its text.
+    mesh: the devices.
+    stream: step -> batch.
+    work: the work directory.
+    say: receives progress lines.
+  """
+
+  config: Config
+  corpus: Corpus
+  mesh: Mesh
+  stream: TrainStream
+  work: WorkDir
+  say: Say
+
+  @property
+  def metrics(self) -> MetricsFile:
+    """The metrics file of the run."""
+    return MetricsFile(self.work.metrics)
+
+  def init(self) -> TrainState:
+    """A fresh train state."""
+    config = self.config
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return init_state(config, optimizer)
+
+  def evaluate(self, params: dict, split: str) -> Result:
+    """Scores a split with the evaluation settings."""
+    return evaluate(
+      self.config.model,
+      params,
+      self.corpus.tokens[split],
+      self.corpus.vocabulary,
+      self.config.eval,
+      self.mesh,
+    )
+
+
+def set_up(config: Config, workdir: str | os.PathLike, say: Say) -> Setup:
+  """Reads the text and checks all that can be checked before work begins.
+
+  Raises:
+    InputError: naming what does not fit.
+  """
+  config = _with_absolute_path(config)
+  corpus = load_corpus(config.data)
+  check_vocabulary(corpus, config.model.vocab_size)
+  mesh = mesh_lib.make_mesh()
+  train = config.train
+  mesh_lib.check_rows(mesh, train.batch_size, 'config.train.batch_size')
+  mesh_lib.check_rows(mesh, config.eval.batch_size, 'config.eval.batch_size')
+  if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise InputError(
+      "config.model.dtype is 'float64', which needs JAX_ENABLE_X64=1"
+    )
+  if config.model.memory_start == 'zeros':
+    raise InputError(
+      "config.model.memory_start must be 'empty' for text made of documents"
+    )
+  stream = TrainStream(
+    corpus.tokens['train'],
+    corpus.vocabulary.boundary,
+    batch_size=train.batch_size,
+    segment_length=train.segment_length,
+    segments_per_step=train.segments_per_step,
+  )
+  return Setup(config, corpus, mesh, stream, WorkDir(workdir), say)
+
+
+def _with_absolute_path(config: Config) -> Config:
+  """So that the run can be evaluated from any folder."""
+  path = config.data.path and os.path.abspath(config.data.path)
+  data = dataclasses.replace(config.data, path=path)
+  return dataclasses.replace(config, data=data)

@@ -71,7 +71,7 @@ class AdaptiveEmbedding(nn.Module):
 
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
     """Embeds tokens [B, T]; ids outside the vocabulary become NaN."""
-    config = self.config
+    config, tokens_BT = self.config, tokens_BT.astype(jnp.int32)
     shape = (*tokens_BT.shape, config.d_model)
     embedded_BTD = jnp.full(shape, jnp.nan, config.dtype)
     for (low, high), table_VE, projection_ED in zip(
@@ -129,7 +129,7 @@ class AdaptiveSoftmax(nn.Module):
     """
     head_BTV, *tails = self._log_softmaxes(hidden_BTD, embedding)
     (_, shortlist), *tail_bounds = cluster_bounds(self.config)
-    column_BT = targets_BT
+    column_BT = targets_BT = targets_BT.astype(jnp.int32)
     for i, (low, high) in enumerate(tail_bounds):
       inside_BT = (low <= targets_BT) & (targets_BT < high)
       column_BT = jnp.where(inside_BT, shortlist + i, column_BT)

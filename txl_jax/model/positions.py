@@ -30,3 +30,21 @@ def sinusoid_table(
   frequency = 1 / np.float32(10000) ** exponent
   angle = distance_K[:, None] * jnp.asarray(frequency, dtype)
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def drop_positions(
+  table_KD: jax.Array, key: jax.Array, *, rate: float, whole_features: bool
+) -> jax.Array:
+  """Dropout on the position table.
+
+  Args:
+    table_KD: the table R.
+    key: typed PRNG key.
+    rate: share that is dropped; the rest is scaled up.
+    whole_features: drop columns, for all distances together, as only masks of
+      that kind can be factored out of the table; False drops elements, as the
+      paper's code does.
+  """
+  shape = table_KD.shape[1:] if whole_features else table_KD.shape
+  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  return jnp.where(keep, table_KD / (1 - rate), 0)

@@ -12,7 +12,7 @@ from txl_jax.model import memory as memory_lib
 from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.model.attention import KeysAndValues, RelativeAttention
 from txl_jax.model.memory import AnyMemory
-from txl_jax.model.positions import sinusoid_table
+from txl_jax.model.positions import drop_positions, sinusoid_table
 
 
 class LayerNorm(nn.Module):
@@ -231,9 +231,14 @@ class TransformerXL(nn.Module):
     config = self.config
     wide = jnp.promote_types(config.dtype, jnp.float32)
     table_KD = sinusoid_table(n_keys, config.d_model, config.clamp_length, wide)
-    shared_axes = (0,) if config.position_dropout == 'feature' else ()
-    drop = nn.Dropout(config.dropout, broadcast_dims=shared_axes)
-    return drop(table_KD, deterministic=not train).astype(config.dtype)
+    if train and config.dropout > 0:
+      table_KD = drop_positions(
+        table_KD,
+        self.make_rng('dropout'),
+        rate=config.dropout,
+        whole_features=config.position_dropout == 'feature',
+      )
+    return table_KD.astype(config.dtype)
 
 
 def check_memory(

@@ -1,0 +1,135 @@
+"""Every token is scored exactly once."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import txl_jax
+from txl_jax.config import EvalConfig
+from txl_jax.data.streams import eval_batches
+from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.errors import InputError
+from txl_jax.evaluation.perplexity import evaluate
+from txl_jax.parallel.mesh import make_mesh
+
+MODEL = txl_jax.ModelConfig(
+  vocab_size=257,
+  n_layers=2,
+  n_heads=2,
+  d_model=16,
+  d_head=8,
+  d_ff=32,
+  memory_length=5,
+  init_std=0.3,
+)
+
+
+@functools.cache
+def _params() -> dict:
+  return txl_jax.init_params(MODEL, jax.random.key(0))
+
+
+def _text(n: int) -> np.ndarray:
+  ids = np.random.default_rng(0).integers(97, 105, n).astype(np.uint16)
+  ids[[0, n // 3, n // 2]] = ByteVocabulary.boundary
+  return ids
+
+
+def _evaluate(tokens: np.ndarray, n_devices: int = 1, **options):
+  mesh = make_mesh(jax.devices()[:n_devices])
+  config = EvalConfig(**options)
+  return evaluate(MODEL, _params(), tokens, ByteVocabulary(), config, mesh)
+
+
+@pytest.mark.parametrize('n', [2, 9, 64, 65, 100])
+@pytest.mark.parametrize('rows', [1, 3, 8])
+@pytest.mark.parametrize('length', [1, 7, 16])
+def test_each_target_counts_once_in_order(n, rows, length):
+  tokens = np.arange(n, dtype=np.uint16)
+  inputs, targets = [], []
+  for batch, counts_SBT in eval_batches(
+    tokens,
+    boundary=0,
+    batch_size=rows,
+    segment_length=length,
+    segments=3,
+  ):
+    assert batch.tokens_SBT.shape == (3, rows, length)
+    counts_BST = counts_SBT.swapaxes(0, 1)
+    for row in range(rows):
+      counts = counts_BST[row]
+      inputs += [(row, t) for t in batch.tokens_SBT[:, row][counts]]
+      targets += [(row, t) for t in batch.targets_SBT[:, row][counts]]
+  assert [t for _, t in sorted(inputs, key=lambda x: x[0])] == list(
+    range(n - 1)
+  )
+  assert [t for _, t in sorted(targets, key=lambda x: x[0])] == list(
+    range(1, n)
+  )
+
+
+def test_one_row_equals_one_pass():
+  tokens = _text(90)
+  result = _evaluate(tokens, batch_size=1, segment_length=16, memory_length=100)
+  wide = dataclasses.replace(MODEL, memory_length=100)
+  starts_BT = jnp.asarray(tokens[None, :-1] == ByteVocabulary.boundary)
+  nll_BT, _ = txl_jax.score(
+    wide,
+    _params(),
+    tokens[None, :-1].astype(np.int32),
+    tokens[None, 1:].astype(np.int32),
+    txl_jax.init_memory(wide, 1),
+    starts_BT=starts_BT,
+  )
+  assert result.nll_sum == pytest.approx(float(nll_BT.sum()), rel=1e-5)
+  assert result.tokens == 89
+  assert result.characters == 87  # two boundaries are predicted
+
+
+def test_the_segment_length_makes_no_difference():
+  tokens = _text(90)
+  sums = [
+    _evaluate(
+      tokens, batch_size=1, segment_length=length, memory_length=100
+    ).nll_sum
+    for length in (7, 90)
+  ]
+  assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
+def test_figures():
+  result = _evaluate(
+    _text(90), batch_size=1, segment_length=16, memory_length=5
+  )
+  assert result.nll == result.nll_sum / 89
+  assert result.ppl == pytest.approx(np.exp(result.nll))
+  assert result.bpc == pytest.approx(result.nll_sum / np.log(2) / 87)
+  figures = {'tokens', 'characters', 'nll', 'ppl', 'bpc'}
+  assert set(result.to_json()) == figures
+
+
+def test_eight_devices_equal_one():
+  options = {'batch_size': 8, 'segment_length': 4, 'memory_length': 5}
+  one, eight = (
+    _evaluate(_text(200), 1, **options),
+    _evaluate(_text(200), 8, **options),
+  )
+  assert one.nll_sum == pytest.approx(eight.nll_sum, rel=1e-6)
+  assert one.tokens == eight.tokens == 199
+
+
+def test_rows_that_do_not_divide():
+  with pytest.raises(InputError, match='config.eval.batch_size is 12'):
+    _evaluate(_text(90), 8, batch_size=12, segment_length=4, memory_length=5)
+
+
+def test_a_broken_model_is_not_given_a_number():
+  broken = jax.tree.map(lambda x: x * np.nan, _params())
+  config = EvalConfig(batch_size=1, segment_length=16, memory_length=5)
+  mesh = make_mesh(jax.devices()[:1])
+  with pytest.raises(InputError, match='nan'):
+    evaluate(MODEL, broken, _text(40), ByteVocabulary(), config, mesh)

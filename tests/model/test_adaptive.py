@@ -92,6 +92,8 @@ class Both(nn.Module):
 
   def __call__(self, tokens_BT, targets_BT, hidden_BTD):
     """Embedded tokens, losses, and log-probabilities of all tokens."""
+    if hidden_BTD is None:
+      hidden_BTD = self.embedding(tokens_BT)
     clusters = self.embedding.clusters()
     nll_BT = self.softmax(hidden_BTD, targets_BT, clusters)
     logp_BTV = self.softmax.log_probs(hidden_BTD, clusters)
@@ -110,9 +112,9 @@ def _shapes(config: txl_jax.ModelConfig) -> dict:
   return jax.tree.map(lambda leaf: leaf.shape, init['params'])
 
 
-def _random_params(config: txl_jax.ModelConfig, seed: int = 0) -> dict:
+def _random_params(config: txl_jax.ModelConfig) -> dict:
   """Every parameter far from zero, the biases too."""
-  random = np.random.default_rng(seed)
+  random = np.random.default_rng(2)
   return jax.tree.map(
     lambda shape: random.normal(0, 0.5, shape).astype(np.float32),
     _shapes(config),
@@ -239,10 +241,9 @@ def test_concrete_ids_outside_the_vocabulary_are_refused(bad):
 
 
 @pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.uint16])
-@pytest.mark.parametrize('name', ['plain', 'div 2'])
-def test_any_integer_type_gives_the_same(name, dtype):
+def test_any_integer_type_gives_the_same(dtype):
   # A vocabulary that uint8 cannot count, as bytes with a boundary.
-  config = dataclasses.replace(CASES[name], vocab_size=257)
+  config = DIV2(vocab_size=257)
   params = _random_params(config)
   found, expected = (
     _apply(config, params, tokens_BT, tokens_BT, HIDDEN_BTD)
@@ -254,7 +255,6 @@ def test_any_integer_type_gives_the_same(name, dtype):
 @pytest.mark.parametrize(
   ('tied', 'untied', 'names'),
   [
-    (PLAIN, replace(tie_weights=False), ['table_0']),
     (DIV1(), DIV1(tie_weights=False), ['table_0']),
     (DIV2(), DIV2(tie_weights=False), ['table_0', 'table_1', 'table_2']),
     (
@@ -279,13 +279,8 @@ def test_tied_parameters_get_both_gradients(tied, untied, names):
 
   def gradient(config, params):
     def loss(params):
-      model, variables = Both(config), {'params': params}
-      hidden_BTD, _, _ = model.apply(
-        variables, TOKENS_BT, TOKENS_BT, HIDDEN_BTD
-      )
-      targets_BT = np.flip(TOKENS_BT)
-      _, nll_BT, _ = model.apply(variables, TOKENS_BT, targets_BT, hidden_BTD)
-      return nll_BT.sum()
+      arguments = TOKENS_BT, np.flip(TOKENS_BT), None
+      return Both(config).apply({'params': params}, *arguments)[1].sum()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 

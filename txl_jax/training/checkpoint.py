@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from txl_jax.errors import InputError
 from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.training.checksums import find_damage, write_checksums
 from txl_jax.training.state import TrainState
 
 
@@ -38,13 +39,15 @@ class Checkpoints:
 
   def save(self, state: TrainState, meter: dict) -> None:
     """Saves the state, and the sums the metrics have reached."""
+    step = int(state.step)
     self._manager.save(
-      int(state.step),
+      step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(_storable(state)),
         meter=ocp.args.JsonSave(meter),
       ),
     )
+    write_checksums(self._folder / str(step))
 
   def restore(
     self, abstract: TrainState, say: Callable[[str], None]
@@ -58,15 +61,14 @@ class Checkpoints:
       say: receives a sentence for each broken checkpoint.
     """
     for step in reversed(self.steps()):
-      try:
+      damage = find_damage(self._folder / str(step))
+      if damage is None:
         return self._restore_step(step, abstract)
-      except Exception as error:  # Orbax raises whatever its parts raise.
-        aside = self._set_aside(step)
-        reason = str(error).strip().split('\n')[0][:200]
-        say(
-          f'The checkpoint of step {step} is broken and was moved to {aside} '
-          f'({type(error).__name__}: {reason}); trying the one before.'
-        )
+      aside = self._set_aside(step)
+      say(
+        f'The checkpoint of step {step} is broken ({damage}) and was moved to '
+        f'{aside}; trying the one before.'
+      )
     return None
 
   def _restore_step(self, step: int, abstract: TrainState) -> tuple:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from txl_jax.data.streams import Batch
+from txl_jax.errors import InputError, TrainingError
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.training.checkpoint import Checkpoints, abstract_state
 from txl_jax.training.metrics import Meter
@@ -150,5 +151,9 @@ def _due(done: int, every: int, last: int) -> bool:
 
 
 def _validate(setup: Setup, state: TrainState) -> None:
-  result = setup.evaluate(state.params, 'validation')
-  record_result(setup, int(state.step), 'validation', result)
+  step = int(state.step)
+  try:
+    result = setup.evaluate(state.params, 'validation')
+  except InputError as error:
+    raise TrainingError(f'validation at step {step}: {error}') from error
+  record_result(setup, step, 'validation', result)

@@ -50,7 +50,8 @@ class ModelConfig:
       self, 1, 'vocab_size n_layers n_heads d_model d_head d_ff d_embed'
     )
     _at_least(self, 1, 'div_val unroll')
-    _at_least(self, 0, 'memory_length clamp_length init_std')
+    _at_least(self, 0, 'memory_length clamp_length layer_norm_epsilon')
+    _at_least(self, 0, 'init_std projection_init_std')
     _fraction(self, 'dropout attention_dropout')
     _require(self.d_model % 2 == 0, self, 'd_model', 'even')
     check_span(self, 'model')

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from ml_collections import config_dict
@@ -47,7 +48,10 @@ def from_config_dict(values: Any) -> Config:
       or a value out of range.
   """
   sections = typing.get_type_hints(Config)
+  _check_mapping(values, 'config')
   check_names(values, sections, 'config')
+  if 'model' not in values:
+    raise InputError('config.model is missing')
   return Config(
     **{
       name: dataclass_from_dict(sections[name], values[name], f'config.{name}')
@@ -87,6 +91,7 @@ def dataclass_from_dict(cls: type, values: Any, path: str) -> Any:
     path: stands before the field's name in error messages.
   """
   hints = typing.get_type_hints(cls)
+  _check_mapping(values, path)
   check_names(values, hints, path)
   for field in dataclasses.fields(cls):
     if field.default is dataclasses.MISSING and field.name not in values:
@@ -97,6 +102,11 @@ def dataclass_from_dict(cls: type, values: Any, path: str) -> Any:
       for name in values
     }
   )
+
+
+def _check_mapping(values: Any, path: str) -> None:
+  if not isinstance(values, (Mapping, config_dict.ConfigDict)):
+    raise InputError(f'{path} must hold named fields, found {values!r}')
 
 
 def _typed(annotation: Any, value: Any, path: str) -> Any:

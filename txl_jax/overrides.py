@@ -57,6 +57,8 @@ def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:
   arguments = _joined(arguments)
   for argument in arguments:
     _check(argument)
+  # Of two settings of a field the last counts.
+  arguments = list({_field(a): a for a in arguments}.values())
   to_none = [a for a in arguments if _sets_none(a)]
   # ml_collections cannot set an optional field back to None.
   rest = ['txl', *(a for a in arguments if a not in to_none)]

@@ -90,11 +90,34 @@ def test_one_row_equals_one_pass():
   assert result.characters == 87  # two boundaries are predicted
 
 
-def test_the_segment_length_makes_no_difference():
+@pytest.mark.parametrize(
+  ('n', 'rows', 'length', 'memory'),
+  [(2, 1, 4, 0), (50, 3, 4, 0), (97, 8, 5, 3), (33, 2, 40, 8)],
+)
+def test_a_unigram_model_gets_the_sum_over_its_targets(n, rows, length, memory):
+  # Only the bias of the softmax is not zero: a loss depends on its target only.
+  bias_V = np.random.default_rng(0).normal(size=257)
+  params = jax.tree.map(jnp.zeros_like, _params())
+  params['softmax']['bias'] = jnp.asarray(bias_V, jnp.float32)
+  tokens = np.random.default_rng(1).integers(0, 257, n).astype(np.uint16)
+  tokens[-1] = ByteVocabulary.boundary
+  config = EvalConfig(
+    batch_size=rows, segment_length=length, memory_length=memory
+  )
+  mesh = make_mesh(jax.devices()[:1])
+  result = evaluate(MODEL, params, tokens, ByteVocabulary(), config, mesh)
+  nll_V = np.log(np.exp(bias_V).sum()) - bias_V
+  assert result.nll_sum == pytest.approx(nll_V[tokens[1:]].sum(), rel=1e-6)
+  assert result.tokens == n - 1
+  assert result.characters == (tokens[1:] != ByteVocabulary.boundary).sum()
+
+
+@pytest.mark.parametrize('rows', [1, 3])
+def test_the_segment_length_makes_no_difference(rows):
   tokens = _text(90)
   sums = [
     _evaluate(
-      tokens, batch_size=1, segment_length=length, memory_length=100
+      tokens, batch_size=rows, segment_length=length, memory_length=100
     ).nll_sum
     for length in (7, 90)
   ]

@@ -107,6 +107,57 @@ def test_nothing_before_a_boundary_is_seen():
   assert memory.valid_B.tolist() == [4]
 
 
+def test_a_generated_boundary_hides_the_text_before_it():
+  params = dict(_params())
+  bias_V = params['softmax']['bias'].at[11].set(100.0)
+  params['softmax'] = {**params['softmax'], 'bias': bias_V}
+  for boundary, valid in ((None, 7), (11, 1)):
+    tokens_BL, memory = txl_jax.generate(
+      CONFIG,
+      params,
+      jnp.array([[1, 2, 3]]),
+      txl_jax.init_memory(CONFIG, 1),
+      length=5,
+      key=KEY,
+      temperature=0,
+      boundary=boundary,
+    )
+    assert tokens_BL.tolist() == [[11] * 5]
+    assert memory.valid_B.tolist() == [valid]
+
+
+def test_only_full_rows_see_the_memory():
+  past_BT = np.random.default_rng(0).integers(0, 12, (3, 9))
+  _, past = txl_jax.log_probs(
+    CONFIG, _params(), past_BT, txl_jax.init_memory(CONFIG, 3)
+  )
+  options = {'temperature': 1.0, 'length': 3}
+  whole, _ = _generate(PROMPT_BT, past, **options)
+  options['prompt_lengths_B'] = LENGTHS_B
+  found, memory = _generate(PROMPT_BT, past, **options)
+  fresh, after = _generate(PROMPT_BT, **options)
+  assert found == [whole[0], *fresh[1:]]
+  assert memory.valid_B.tolist() == [9, 5, 3]
+  assert after.valid_B.tolist() == [7, 5, 3]
+  kept_NMD, alone_NMD = memory.hidden_NBMD[:, 1], after.hidden_NBMD[:, 1]
+  np.testing.assert_allclose(kept_NMD[:, -5:], alone_NMD[:, -5:], atol=1e-5)
+  # What the first row remembers depends on what it saw.
+  kept_NMD, alone_NMD = memory.hidden_NBMD[:, 0], after.hidden_NBMD[:, 0]
+  assert np.abs(kept_NMD[1, -7:] - alone_NMD[1, -7:]).max() > 0.01
+
+
+@pytest.mark.parametrize('options', [{'top_k': 3}, {'top_p': 0.5}], ids=str)
+def test_sampling_options_reach_the_draws(options):
+  prompt_BT = np.tile([[1, 2, 3]], (64, 1))
+  memory = txl_jax.init_memory(CONFIG, 64)
+  logp_BTV, _ = txl_jax.log_probs(CONFIG, _params(), prompt_BT, memory)
+  order_V = np.argsort(-logp_BTV[0, -1])
+  reached_V = np.cumsum(np.exp(logp_BTV[0, -1][order_V]))
+  n_kept = options.get('top_k', 1 + (reached_V < 0.5).sum())
+  tokens_BL, _ = _generate(prompt_BT, length=1, **options)
+  assert set(np.ravel(tokens_BL)) == set(order_V[:n_kept].tolist())
+
+
 def test_it_works_inside_jit():
   memory = txl_jax.init_memory(CONFIG, 3)
 
@@ -131,6 +182,8 @@ def test_it_works_inside_jit():
   [
     ({'length': 0}, 'at least 1 token'),
     ({'temperature': -1}, 'temperature'),
+    ({'top_k': 0}, 'top_k'),
+    ({'top_p': 1.5}, 'top_p'),
     ({'prompt_lengths_B': np.array([1, 2, 6])}, 'from 1 to 5'),
     ({'prompt_lengths_B': np.array([1, 2])}, '3 numbers'),
   ],

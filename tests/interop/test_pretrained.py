@@ -52,7 +52,37 @@ def test_a_truncated_file_is_named(exported, name):
   folder, _ = exported
   content = (folder / name).read_bytes()
   (folder / name).write_bytes(content[: len(content) // 2])
-  with pytest.raises(InputError):
+  with pytest.raises(InputError, match=name):
+    txl_jax.load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+  'name', ['model.safetensors', 'config.json', 'vocabulary.json']
+)
+def test_a_missing_file_is_named(exported, name):
+  folder, _ = exported
+  (folder / name).unlink()
+  with pytest.raises(InputError, match=name):
+    txl_jax.load_pretrained(folder)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'vocabulary.json'])
+@pytest.mark.parametrize('text', ['3', '[1]', 'null', '"text"', '{}'])
+def test_json_of_another_form_is_named(exported, name, text):
+  folder, _ = exported
+  (folder / name).write_text(text)
+  with pytest.raises(InputError, match=name):
+    txl_jax.load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), [('n_layers', 0), ('n_layers', '2'), ('cutoffs', [0])]
+)
+def test_a_field_out_of_range_is_named_with_its_file(exported, field, value):
+  folder, _ = exported
+  fields = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps({**fields, field: value}))
+  with pytest.raises(InputError, match=f'config.json.*{field}'):
     txl_jax.load_pretrained(folder)
 
 

@@ -94,17 +94,21 @@ def test_scan_equals_a_python_loop(config):
 
 @pytest.mark.parametrize('change', [{'remat': True}, {'unroll': 2}], ids=str)
 def test_how_it_is_computed_does_not_matter(change):
-  other = dataclasses.replace(POST, **change)
+  # With dropout: recomputed and unrolled layers draw the same masks.
+  plain = dataclasses.replace(POST, dropout=0.3, attention_dropout=0.3)
+  other, key = dataclasses.replace(plain, **change), jax.random.key(5)
 
   def loss(params, config):
     memory = txl_jax.init_memory(config, B)
-    return txl_jax.score_segments(config, params, *_segments(), memory)[0].sum()
+    return txl_jax.score_segments(
+      config, params, *_segments(), memory, dropout_key=key
+    )[0].sum()
 
   both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-  (plain, gradients), (value, others) = (
-    jax.device_get(both(_params(POST), config)) for config in (POST, other)
+  (expected, gradients), (value, others) = (
+    jax.device_get(both(_params(POST), config)) for config in (plain, other)
   )
-  assert value == pytest.approx(plain, rel=1e-5)
+  assert value == pytest.approx(expected, rel=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     gradients,
@@ -130,6 +134,23 @@ def test_no_gradient_from_the_future(config):
   size_TT = np.abs(jacobian_TVE[:, :T]).sum(-1)
   assert (np.triu(size_TT, 1) == 0).all()
   assert (size_TT[np.tril_indices(T)] > 1e-6).all()
+
+
+@both
+def test_gradient_reaches_exactly_the_memory_that_is_seen(config):
+  config = dataclasses.replace(config, n_layers=1, attention_span=6)
+  model, variables = txl_jax.TransformerXL(config), {'params': _params(config)}
+  hidden_NBMD = jax.random.normal(jax.random.key(2), (1, 3, 7, 16))
+  valid_B = np.array([0, 3, 7])
+
+  def out(hidden_NBMD):
+    memory = txl_jax.Memory(hidden_NBMD, jnp.asarray(valid_B))
+    out_BTD, _ = model.apply(variables, jnp.ones((3, T), int), memory)
+    return (out_BTD * jnp.arange(1.0, 17.0)).sum((0, 2))
+
+  seen_TBM = np.abs(jax.jit(jax.jacobian(out))(hidden_NBMD)[:, 0]).sum(-1) > 0
+  for i, b, j in np.ndindex(T, 3, 7):
+    assert seen_TBM[i, b, j] == (j >= 7 - valid_B[b] and 7 + i - j < 6)
 
 
 @both
@@ -229,7 +250,7 @@ def test_dropout_follows_its_key():
   first, _ = _losses(config, dropout_key=same)
   np.testing.assert_array_equal(first, _losses(config, dropout_key=same)[0])
   assert (first != _losses(config, dropout_key=other)[0]).mean() > 0.9
-  # Segments drop differently, and without a key nothing is dropped.
+  # Without a key nothing is dropped.
   clean, _ = _losses(
     dataclasses.replace(config, dropout=0, attention_dropout=0)
   )

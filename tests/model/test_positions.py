@@ -3,10 +3,11 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from txl_jax.model.positions import sinusoid_table
+from txl_jax.model.positions import drop_positions, sinusoid_table
 
 
 def _by_loops(n_keys: int, d_model: int, clamp: int | None) -> np.ndarray:
@@ -75,3 +76,19 @@ def test_float64_takes_its_angles_in_float64():
   assert table_KD.dtype == np.float64
   frequency = np.float64(1 / np.float32(10000) ** np.float32(0.25))
   np.testing.assert_allclose(table_KD[0, 1], math.sin(4999 * frequency))
+
+
+@pytest.mark.parametrize('whole_features', [False, True])
+def test_position_dropout(whole_features):
+  plain_KD = np.full((9, 16), 3.0)
+  table_KD = drop_positions(
+    jnp.asarray(plain_KD),
+    jax.random.key(0),
+    rate=0.25,
+    whole_features=whole_features,
+  )
+  kept_KD = np.asarray(table_KD) != 0
+  np.testing.assert_allclose(table_KD[kept_KD], 4.0)
+  assert 0.5 < kept_KD.mean() < 0.95
+  alike = (kept_KD == kept_KD[0]).all()
+  assert alike == whole_features

@@ -11,7 +11,6 @@ import pytest
 import txl_jax
 from txl_jax.errors import InputError
 from txl_jax.model import memory as memory_lib
-from txl_jax.model.positions import drop_positions
 
 POST = txl_jax.ModelConfig(
   vocab_size=11,
@@ -255,22 +254,6 @@ def test_dropout_follows_its_key():
     dataclasses.replace(config, dropout=0, attention_dropout=0)
   )
   np.testing.assert_array_equal(_losses(config)[0], clean)
-
-
-@pytest.mark.parametrize('whole_features', [False, True])
-def test_position_dropout(whole_features):
-  plain_KD = np.full((9, 16), 3.0)
-  table_KD = drop_positions(
-    jnp.asarray(plain_KD),
-    jax.random.key(0),
-    rate=0.25,
-    whole_features=whole_features,
-  )
-  kept_KD = np.asarray(table_KD) != 0
-  np.testing.assert_allclose(table_KD[kept_KD], 4.0)
-  assert 0.5 < kept_KD.mean() < 0.95
-  alike = (kept_KD == kept_KD[0]).all()
-  assert alike == whole_features
 
 
 def test_bfloat16_is_close():

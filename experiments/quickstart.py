@@ -3,7 +3,7 @@
 Command:   make quickstart
 Hardware:  2 CPU cores, about four minutes
 Model:     4 layers of width 128, 0.9 M parameters
-Reaches:   about 1.9 bits per character on the test files
+Reaches:   about 2.0 bits per character on the test files
 """
 
 from ml_collections import ConfigDict
@@ -33,14 +33,14 @@ def get_config() -> ConfigDict:
     clip_norm=1.0,
   )
   config.train.update(
-    steps=1200,
+    steps=900,
     batch_size=16,
     segment_length=64,
     log_every_steps=50,
-    eval_every_steps=600,
+    eval_every_steps=450,
     checkpoint_every_steps=300,
   )
-  config.eval.update(batch_size=16, segment_length=64, memory_length=128)
+  config.eval.update(batch_size=16, segment_length=128, memory_length=64)
   config.sample.update(
     prompts=('def ', 'class ', 'import os\n'),
     length=500,

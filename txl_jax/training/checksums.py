@@ -20,18 +20,18 @@ def write_checksums(folder: pathlib.Path) -> None:
 def find_damage(folder: pathlib.Path) -> str | None:
   """What differs from the record, in words; None if nothing does."""
   try:
-    expected = json.loads((folder / NAME).read_text())
-  except (OSError, ValueError):
+    expected = dict(json.loads((folder / NAME).read_text()))
+  except (OSError, ValueError, TypeError):
+    expected = {}
+  if not expected:
     return f'{NAME} is missing or unreadable'
   found = _checksums(folder)
   for name, wanted in expected.items():
     if name not in found:
       return f'{name} is missing'
-    if found[name]['bytes'] != wanted['bytes']:
-      sizes = f'{found[name]["bytes"]} bytes instead of {wanted["bytes"]}'
-      return f'{name} has {sizes}'
     if found[name] != wanted:
-      return f'{name} has other contents than were written'
+      size = found[name]['bytes']
+      return f'{name} is not as it was written (it has {size} bytes now)'
   return None
 
 

@@ -208,13 +208,7 @@ def _damage(saved, tmp_path, harm) -> list[str]:
   return fell_back
 
 
-def _replace(path: pathlib.Path) -> None:
-  path.write_text('[]')
-
-
-@pytest.mark.parametrize(
-  'harm', [_truncate, _flip, _replace, pathlib.Path.unlink]
-)
+@pytest.mark.parametrize('harm', [_truncate, _flip, pathlib.Path.unlink])
 def test_damage_is_noticed_or_harmless(saved, tmp_path, harm):
   fell_back = _damage(saved, tmp_path, harm)
   # Both structure and numbers were hit.

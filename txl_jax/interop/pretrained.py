@@ -63,7 +63,7 @@ def load_pretrained(
   """
   folder = pathlib.Path(directory)
   config = _read_config(folder / 'config.json')
-  vocabulary = vocabulary_from_json(_read(folder / 'vocabulary.json'))
+  vocabulary = _read_vocabulary(folder / 'vocabulary.json')
   path = folder / 'model.safetensors'
   try:
     arrays = safetensors.numpy.load_file(path)
@@ -86,7 +86,17 @@ def _read_config(path: pathlib.Path) -> ModelConfig:
     fields = json.loads(_read(path))
   except ValueError as error:
     raise InputError(f'{path} is not JSON: {error}') from error
-  return dataclass_from_dict(ModelConfig, fields, str(path))
+  try:
+    return dataclass_from_dict(ModelConfig, fields, str(path))
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
+
+
+def _read_vocabulary(path: pathlib.Path) -> ByteVocabulary:
+  try:
+    return vocabulary_from_json(_read(path))
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
 
 
 def _check_arrays(

@@ -23,6 +23,11 @@ class ModelConfig:
   memory_length: int = 512  # remembered positions per layer; 0 = no recurrence
   attention_span: int | None = None  # visible keys per query, itself included
   clamp_length: int | None = None  # distances above it count as equal to it
+  # The paper's own, or those it is compared with (model/ablations.py).
+  position_encoding: Literal['relative', 'shaw', 'sinusoid', 'learned'] = (
+    'relative'
+  )
+  n_positions: int | None = None  # that the other three encodings tell apart
   # Adaptive embedding and softmax (cluster i has width d_embed // div_val**i).
   cutoffs: tuple[int, ...] = ()
   div_val: int = 1
@@ -55,6 +60,7 @@ class ModelConfig:
     _fraction(self, 'dropout attention_dropout')
     _require(self.d_model % 2 == 0, self, 'd_model', 'even')
     check_span(self, 'model')
+    self._check_positions()
     bounds = (0, *self.cutoffs, self.vocab_size)
     ascending = all(low < high for low, high in zip(bounds, bounds[1:]))
     inner = f'ascending numbers from 1 to {self.vocab_size - 1}'
@@ -65,6 +71,23 @@ class ModelConfig:
     _require(one_each, self, 'tie_projections', choices)
     narrowest = self.embed_width // self.div_val ** len(self.cutoffs)
     _require(narrowest >= 1, self, 'div_val', 'smaller: a cluster has width 0')
+
+  def _check_positions(self) -> None:
+    encoding = self.position_encoding
+    if encoding == 'relative':
+      known, expected = self.n_positions is None, 'None'
+    else:
+      known, expected = (self.n_positions or 0) >= 1, 'at least 1'
+    expected += f' with position_encoding {encoding!r}'
+    _require(known, self, 'n_positions', expected)
+    clamped = self.clamp_length is not None and self.absolute_positions
+    expected = f'None with position_encoding {encoding!r}'
+    _require(not clamped, self, 'clamp_length', expected)
+
+  @property
+  def absolute_positions(self) -> bool:
+    """Whether positions belong to tokens instead of pairs of them."""
+    return self.position_encoding in ('sinusoid', 'learned')
 
   @property
   def embed_width(self) -> int:
@@ -88,15 +111,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Adam with linear warm-up, cosine decay and clipping of the global norm."""
+  """Optimizer: linear warm-up, cosine decay, clipping of the global norm."""
 
+  name: Literal['adam', 'lamb', 'sgd'] = 'adam'
   learning_rate: float = 2.5e-4
   final_learning_rate: float = 0.0
   # 'cosine' decays from the end of the warm-up on; 'cosine_official' from step
   # 0 on, the warm-up overriding it, as the paper's PyTorch code does.
   schedule: Literal['cosine', 'cosine_official'] = 'cosine'
   warmup_steps: int = 0
-  b1: float = 0.9
+  b1: float = 0.9  # momentum, with sgd
   b2: float = 0.999
   epsilon: float = 1e-8
   clip_norm: float = 0.25
@@ -115,6 +139,7 @@ class TrainConfig:
   batch_size: int = 22  # rows: parallel streams of text, each with its memory
   segment_length: int = 512  # tokens a row reads at once
   segments_per_step: int = 1  # in a row; their gradients are averaged
+  loss: Literal['full', 'half'] = 'full'  # half: of each segment's last half
   seed: int = 0
   log_every_steps: int = 200
   eval_every_steps: int = 4000
@@ -137,18 +162,27 @@ class EvalConfig:
   memory_length: int = 512
   attention_span: int | None = None
   clamp_length: int | None = None
+  # Sliding evaluation, without memory: windows of segment_length that move by
+  # so many tokens, of each of which only the new tokens count.
+  stride: int | None = None
 
   def __post_init__(self):
-    _at_least(self, 1, 'batch_size segment_length')
+    _at_least(self, 1, 'batch_size segment_length stride')
     _at_least(self, 0, 'memory_length clamp_length')
     check_span(self, 'eval')
+    if self.stride is not None:
+      within = f'at most segment_length ({self.segment_length})'
+      _require(self.stride <= self.segment_length, self, 'stride', within)
+      _require(
+        self.memory_length == 0, self, 'memory_length', '0 with a stride'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
   """The samples written at the end of training."""
 
-  prompts: tuple[str, ...] = ('',)
+  prompts: tuple[str, ...] = ('',)  # () = no samples
   length: int = 500  # tokens
   temperature: float = 0.8  # 0 = always the most likely token
   top_k: int | None = None

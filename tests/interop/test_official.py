@@ -26,6 +26,9 @@ GOLDEN = [
   'embed_smaller_than_model',
   'adaptive_div1',
   'adaptive_div2_projected',
+  'shaw_relative',
+  'absolute_sinusoid',
+  'absolute_learned',
 ]
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 
@@ -72,6 +75,8 @@ def test_losses_and_memories_in_float32(golden_dir, name):
       case.config, case.params, tokens_BT, targets_BT, memory
     )
     assert _distance(nll_BT.T, case.stored[f'seg{s}/loss']) < 2e-5
+    if not case.config.memory_length:
+      continue
     _check_memory(case, memory, s)
     # The official code also keeps the last layer's output and never reads it.
     last = case.stored[f'seg{s}/mem{case.config.n_layers}']
@@ -140,7 +145,9 @@ def test_losses_of_the_port_with_attended_zeros(path):
     (lambda a, o: a.pop('r_w_bias'), 'lack r_w_bias'),
     (lambda a, o: a.update(extra=np.zeros(3)), 'no place for the arrays extra'),
     (lambda a, o: o.pop('n_head'), 'lack n_head'),
-    (lambda a, o: o.update(attn_type=1), 'attn_type must be 0, found 1'),
+    (lambda a, o: o.update(attn_type=4), 'attn_type must be 0 or 1 .* found 4'),
+    (lambda a, o: o.update(attn_type=1), 'lack r_emb'),
+    (lambda a, o: o.update(attn_type=2), 'mem_len must be 0, found'),
     (lambda a, o: o.update(d_inner=7), 'must have shape'),
     (
       lambda a, o: a.update({'crit.out_layers.0.weight': np.zeros((50, 16))}),
@@ -186,11 +193,17 @@ def _official_norms(gradients: dict) -> dict[str, float]:
     )
 
   embedding, softmax = gradients['embedding'], gradients['softmax']
-  result = {
-    'r_w_bias': norm(gradients['content_bias']),
-    'r_r_bias': norm(gradients['position_bias']),
-  }
-  bounds = []
+  result, bounds, layers = {}, [], gradients['layers']
+  for name, gradient in (
+    ('r_w_bias', gradients.get('content_bias')),
+    ('r_r_bias', gradients.get('position_bias')),
+    ('r_w_bias', layers['attention'].get('content_bias')),
+    ('r_bias', layers['attention'].get('distance_bias')),
+    ('r_emb', layers['attention'].get('distance_embedding')),
+    ('r_emb', layers.get('positions', {}).get('table')),
+  ):
+    if gradient is not None:
+      result[name] = norm(gradient)
   for name, gradient in embedding.items():
     kind, i = name.split('_')
     if kind == 'table':
@@ -209,8 +222,8 @@ def _official_norms(gradients: dict) -> dict[str, float]:
       kind = {'table': 'out_layers', 'projection': 'out_projs'}[kind]
       ending = '.weight' if kind == 'out_layers' else ''
       result[f'crit.{kind}.{i}{ending}'] = norm(gradient)
-  for n in range(len(gradients['layers']['attention']['query'])):
-    layer = jax.tree.map(lambda x: x[n], gradients['layers'])  # noqa: B023
+  for n in range(len(layers['attention']['query'])):
+    layer = jax.tree.map(lambda x: x[n], layers)  # noqa: B023
     result |= {
       f'layers.{n}.{k}': v for k, v in _layer_norms(layer, norm).items()
     }
@@ -219,11 +232,17 @@ def _official_norms(gradients: dict) -> dict[str, float]:
 
 def _layer_norms(layer: dict, norm) -> dict[str, float]:
   attention, inner = layer['attention'], layer['feed_forward']
-  result = {
-    'dec_attn.qkv_net.weight': norm(
-      *(attention[name] for name in ('query', 'key', 'value'))
-    ),
-    'dec_attn.r_net.weight': norm(attention['relative']),
+  query, key, value = (attention[name] for name in ('query', 'key', 'value'))
+  if 'relative' in attention:
+    result = {'dec_attn.r_net.weight': norm(attention['relative'])}
+  else:
+    result = {}
+  if 'relative' in attention or 'distance_bias' in attention:
+    result['dec_attn.qkv_net.weight'] = norm(query, key, value)
+  else:
+    result['dec_attn.q_net.weight'] = norm(query)
+    result['dec_attn.kv_net.weight'] = norm(key, value)
+  result |= {
     'dec_attn.o_net.weight': norm(attention['output']),
     'pos_ff.CoreNet.0.weight': norm(inner['inner_kernel']),
     'pos_ff.CoreNet.0.bias': norm(inner['inner_bias']),

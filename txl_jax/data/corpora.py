@@ -66,7 +66,12 @@ def load_corpus(config: DataConfig) -> Corpus:
 
 
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
-  """Raises an InputError for an id that a model of this size does not know."""
+  """Raises an InputError unless model and corpus have the same vocabulary."""
+  if vocab_size > corpus.vocabulary.size:
+    raise InputError(
+      f'config.model.vocab_size is {vocab_size:,}, but the vocabulary of '
+      f'{corpus.name} has {corpus.vocabulary.size} tokens'
+    )
   for split, ids in corpus.tokens.items():
     outside = np.flatnonzero(ids >= vocab_size)
     if outside.size:

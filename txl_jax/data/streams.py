@@ -100,9 +100,55 @@ def eval_batches(
     part = column.reshape(shape[1:])[n]
     position = np.arange(batch_size)[:, None, None] * per_row + part
     counts = (part < per_row) & (position < n_targets)
-    position = np.where(counts, position, 0).swapaxes(0, 1)
-    tokens_SBT = tokens[position].astype(np.int32)
-    targets_SBT = tokens[position + 1].astype(np.int32)
+    position_SBT = np.where(counts, position, 0).swapaxes(0, 1)
     counts_SBT = counts.swapaxes(0, 1)
-    starts_SBT = (tokens_SBT == boundary) & counts_SBT
-    yield Batch(tokens_SBT, targets_SBT, starts_SBT), counts_SBT
+    batch = _gather(tokens, boundary, position_SBT)
+    batch.starts_SBT[~counts_SBT] = False
+    yield batch, counts_SBT
+
+
+def sliding_batches(
+  tokens: np.ndarray,
+  boundary: int,
+  *,
+  batch_size: int,
+  segment_length: int,
+  stride: int,
+  segments: int,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+  """A split in overlapping windows, each of its n - 1 targets scored once.
+
+  The first window is scored whole, of each later one the last `stride` targets,
+  which have at least segment_length - stride tokens before them. This is how a
+  model without memory is evaluated (Dai et al. 2019, figure 1b).
+
+  Args:
+    tokens: ids of the split [n].
+    boundary: the id that begins a document.
+    batch_size: windows B at once.
+    segment_length: T, the length of a window.
+    stride: by how many tokens the window moves.
+    segments: S, how often B windows are in a batch.
+
+  Yields:
+    Batches of independent windows, and which of their targets count, bool
+    [S, B, T].
+  """
+  n_targets = len(tokens) - 1
+  n_windows = 1 + max(0, -(-(n_targets - segment_length) // stride))
+  per_batch = segments * batch_size
+  column_T = np.arange(segment_length)
+  for low in range(0, n_windows, per_batch):
+    window = low + np.arange(per_batch).reshape(segments, batch_size, 1)
+    position = window * stride + column_T
+    new = (window == 0) | (column_T >= segment_length - stride)
+    inside = (position < n_targets) & (window < n_windows)
+    yield _gather(tokens, boundary, np.where(inside, position, 0)), new & inside
+
+
+def _gather(
+  tokens: np.ndarray, boundary: int, position_SBT: np.ndarray
+) -> Batch:
+  tokens_SBT = tokens[position_SBT].astype(np.int32)
+  targets_SBT = tokens[position_SBT + 1].astype(np.int32)
+  return Batch(tokens_SBT, targets_SBT, tokens_SBT == boundary)

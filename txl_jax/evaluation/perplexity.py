@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from txl_jax.config import EvalConfig, ModelConfig
-from txl_jax.data.streams import Batch, eval_batches
+from txl_jax.data.streams import Batch, eval_batches, sliding_batches
 from txl_jax.data.vocabulary import ByteVocabulary
 from txl_jax.errors import InputError
 from txl_jax.model.memory import Memory, init_memory
@@ -75,14 +76,17 @@ def evaluate(
   config: EvalConfig,
   mesh: Mesh,
 ) -> Result:
-  """Scores a split in contiguous rows, each beginning with empty memory.
+  """Scores a split.
+
+  In contiguous rows, each beginning with empty memory; or, with a stride, in
+  overlapping windows without memory.
 
   Args:
     model: the model as trained.
     params: its parameters.
     tokens: ids of the split [n], n - 1 of them targets.
     vocabulary: made the ids.
-    config: rows, segment and memory length, span, clamping.
+    config: rows, segment and memory length, span, clamping, stride.
     mesh: the rows are divided among its devices.
 
   Raises:
@@ -96,13 +100,7 @@ def evaluate(
   memory = init_memory(model, config.batch_size)
   memory = jax.device_put(memory, mesh_lib.by_rows(mesh, memory))
   total = 0.0
-  for part in eval_batches(
-    tokens,
-    vocabulary.boundary,
-    batch_size=config.batch_size,
-    segment_length=config.segment_length,
-    segments=SEGMENTS_PER_CALL,
-  ):
+  for part in _batches(tokens, vocabulary.boundary, config):
     batch, counts_SBT = jax.device_put(part, mesh_lib.by_rows(mesh, part))
     sum_SB, memory = _nll_sums(model, params, memory, batch, counts_SBT)
     total += float(np.asarray(sum_SB, np.float64).sum())
@@ -110,6 +108,19 @@ def evaluate(
     raise InputError(f'the loss of the split is {total}: the model is broken')
   targets = tokens[1:]
   return Result(total, len(targets), vocabulary.characters(targets))
+
+
+def _batches(
+  tokens: np.ndarray, boundary: int, config: EvalConfig
+) -> Iterator[tuple[Batch, np.ndarray]]:
+  sizes = dict(
+    batch_size=config.batch_size,
+    segment_length=config.segment_length,
+    segments=SEGMENTS_PER_CALL,
+  )
+  if config.stride is None:
+    return eval_batches(tokens, boundary, **sizes)
+  return sliding_batches(tokens, boundary, stride=config.stride, **sizes)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -52,6 +52,11 @@ def generate(
   Raises:
     InputError: for options out of range, or as `score`.
   """
+  if config.absolute_positions:
+    raise InputError(
+      f'a model with position_encoding {config.position_encoding!r} cannot '
+      'generate: token by token, all would have the last absolute position'
+    )
   check_options(temperature, top_k, top_p)
   check_tokens(config, prompt_BT, 'prompt_BT')
   if length < 1 or prompt_BT.shape[1] < 1:

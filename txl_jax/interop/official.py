@@ -1,6 +1,6 @@
 """Parameters of the paper's PyTorch code (kimiyoung/transformer-xl)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.model import adaptive
 
+# By attn_type.
+ENCODINGS = ('relative', 'shaw', 'sinusoid', 'learned')
 REQUIRED = ('n_token', 'n_layer', 'n_head', 'd_model', 'd_head', 'd_inner')
 # What the official model class assumes for the options that are not given.
 DEFAULTS = {
@@ -46,7 +48,7 @@ def from_official(
     InputError: naming the array or the option that is missing, left over, of
       another shape than expected, or not supported.
   """
-  config = _config(options)
+  config = _config(arrays, options)
   reader = _Reader(arrays, config)
   embedding = _embedding(reader)
   params = {
@@ -54,23 +56,23 @@ def from_official(
     'layers': _layers(reader),
     'softmax': _softmax(reader, embedding),
   }
-  H, C = config.n_heads, config.d_head
-  params['content_bias'] = reader.take('r_w_bias', H, C)
-  params['position_bias'] = reader.take('r_r_bias', H, C)
+  if config.position_encoding == 'relative':
+    H, C = config.n_heads, config.d_head
+    params['content_bias'] = reader.take('r_w_bias', H, C)
+    params['position_bias'] = reader.take('r_r_bias', H, C)
   reader.finish()
   return config, params
 
 
-def _config(options: Mapping[str, Any]) -> ModelConfig:
+def _config(
+  arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> ModelConfig:
   missing = [name for name in REQUIRED if options.get(name) is None]
   if missing:
     raise InputError(f'the official options lack {", ".join(missing)}')
   get = {**DEFAULTS, **options}.__getitem__
-  for name, supported in (('attn_type', 0), ('ext_len', 0)):
-    if get(name) != supported:
-      raise InputError(
-        f'the official option {name} must be {supported}, found {get(name)}'
-      )
+  encoding = _encoding(get)
+  clamp = get('clamp_len') if get('clamp_len') > 0 else None
   tied = tuple(map(bool, get('tie_projs')))
   return ModelConfig(
     vocab_size=get('n_token'),
@@ -82,7 +84,10 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
     d_embed=get('d_embed') or get('d_model'),
     memory_length=get('mem_len'),
     attention_span=get('mem_len') if get('same_length') else None,
-    clamp_length=get('clamp_len') if get('clamp_len') > 0 else None,
+    # The official table for Shaw's encoding is cut to clamp_len rows.
+    clamp_length=clamp and clamp - (encoding == 'shaw'),
+    position_encoding=encoding,
+    n_positions=_n_positions(encoding, arrays, options),
     cutoffs=tuple(get('cutoffs')),
     div_val=get('div_val'),
     tie_weights=get('tie_weight'),
@@ -91,6 +96,38 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
     dropout=get('dropout'),
     attention_dropout=get('dropatt'),
   )
+
+
+def _encoding(get: Callable[[str], Any]) -> str:
+  encoding = ENCODINGS[_option(get, 'attn_type', range(len(ENCODINGS)))]
+  _option(get, 'ext_len', [0])
+  if encoding in ('sinusoid', 'learned'):
+    # There the official code adds positions to the memory again and again,
+    # and leaves queries out of the layer norm that comes first.
+    _option(get, 'mem_len', [0])
+    _option(get, 'pre_lnorm', [False])
+  return encoding
+
+
+def _option(get: Callable[[str], Any], name: str, supported: Sequence) -> Any:
+  if get(name) not in supported:
+    choices = ' or '.join(map(str, supported))
+    raise InputError(
+      f'the official option {name} must be {choices}, found {get(name)}'
+    )
+  return get(name)
+
+
+def _n_positions(
+  encoding: str, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> int | None:
+  if encoding == 'relative':
+    return None
+  if encoding != 'sinusoid':
+    return len(arrays['r_emb'][0]) if 'r_emb' in arrays else 1
+  if options.get('tgt_len') is None:
+    raise InputError('the official options lack tgt_len')
+  return options['tgt_len']
 
 
 class _Reader:
@@ -109,6 +146,11 @@ class _Reader:
     if array.shape != shape:
       raise InputError(f'{name} must have shape {shape}, found {array.shape}')
     return jnp.asarray(array, jnp.float32)
+
+  def stack(self, name: str, *shape: int) -> jnp.ndarray:
+    """One array of each layer [N, ...]."""
+    names = (f'layers.{n}.{name}' for n in range(self.config.n_layers))
+    return jnp.stack([self.take(name, *shape) for name in names])
 
   def take_alias(self, name: str, same: jnp.ndarray) -> None:
     """Drops a second name of tied parameters, if it is there."""
@@ -140,39 +182,57 @@ def _embedding(reader: _Reader) -> dict:
 
 def _layers(reader: _Reader) -> dict:
   config = reader.config
-  D, H, C, F = config.d_model, config.n_heads, config.d_head, config.d_ff
-
-  def stack(name: str, *shape: int) -> jnp.ndarray:
-    names = (f'layers.{n}.{name}' for n in range(config.n_layers))
-    return jnp.stack([reader.take(name, *shape) for name in names])
+  D, F = config.d_model, config.d_ff
 
   def norm(name: str) -> dict:
     return {
-      'scale': stack(f'{name}.weight', D),
-      'bias': stack(f'{name}.bias', D),
+      'scale': reader.stack(f'{name}.weight', D),
+      'bias': reader.stack(f'{name}.bias', D),
     }
 
-  qkv = stack('dec_attn.qkv_net.weight', 3 * H * C, D)
-  qkv = qkv.reshape(-1, 3, H, C, D).transpose(1, 0, 4, 2, 3)
-  relative = stack('dec_attn.r_net.weight', H * C, D)
-  output = stack('dec_attn.o_net.weight', D, H * C)
-  return {
-    'attention': {
-      'query': qkv[0],
-      'key': qkv[1],
-      'value': qkv[2],
-      'relative': relative.reshape(-1, H, C, D).transpose(0, 3, 1, 2),
-      'output': output.reshape(-1, D, H, C).transpose(0, 2, 3, 1),
-    },
+  layers = {
+    'attention': _attention(reader),
     'attention_norm': norm('dec_attn.layer_norm'),
     'feed_forward': {
-      'inner_kernel': stack('pos_ff.CoreNet.0.weight', F, D).mT,
-      'inner_bias': stack('pos_ff.CoreNet.0.bias', F),
-      'outer_kernel': stack('pos_ff.CoreNet.3.weight', D, F).mT,
-      'outer_bias': stack('pos_ff.CoreNet.3.bias', D),
+      'inner_kernel': reader.stack('pos_ff.CoreNet.0.weight', F, D).mT,
+      'inner_bias': reader.stack('pos_ff.CoreNet.0.bias', F),
+      'outer_kernel': reader.stack('pos_ff.CoreNet.3.weight', D, F).mT,
+      'outer_bias': reader.stack('pos_ff.CoreNet.3.bias', D),
     },
     'feed_forward_norm': norm('pos_ff.layer_norm'),
   }
+  if config.position_encoding == 'learned':
+    shape = (config.n_layers, config.n_positions, config.n_heads, config.d_head)
+    table = reader.take('r_emb', *shape)
+    layers['positions'] = {'table': table.reshape(*shape[:2], D)}
+  return layers
+
+
+def _attention(reader: _Reader) -> dict:
+  config = reader.config
+  N, D, H, C = config.n_layers, config.d_model, config.n_heads, config.d_head
+
+  def heads(name: str, n: int) -> jnp.ndarray:
+    """Of n projections to heads in one matrix [n, N, D, H, C]."""
+    matrix = reader.stack(f'dec_attn.{name}.weight', n * H * C, D)
+    return matrix.reshape(N, n, H, C, D).transpose(1, 0, 4, 2, 3)
+
+  if config.absolute_positions:
+    query_key_value = (*heads('q_net', 1), *heads('kv_net', 2))
+  else:
+    query_key_value = heads('qkv_net', 3)
+  result = dict(zip(('query', 'key', 'value'), query_key_value))
+  output = reader.stack('dec_attn.o_net.weight', D, H * C)
+  result['output'] = output.reshape(N, D, H, C).transpose(0, 2, 3, 1)
+  if config.position_encoding == 'relative':
+    (result['relative'],) = heads('r_net', 1)
+  elif config.position_encoding == 'shaw':
+    P = config.n_positions
+    # The official tables begin with the largest distance.
+    result['distance_embedding'] = reader.take('r_emb', N, P, H, C)[:, ::-1]
+    result['distance_bias'] = reader.take('r_bias', N, P, H)[:, ::-1]
+    result['content_bias'] = reader.take('r_w_bias', N, H, C)
+  return result
 
 
 def _softmax(reader: _Reader, embedding: dict) -> dict:

@@ -1,5 +1,7 @@
 """Relative multi-head attention: projections, biases, dropout, memory."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,12 @@ from txl_jax.ops.relative_attention import relative_attention
 KeysAndValues = tuple[jax.Array, jax.Array]
 
 
-class RelativeAttention(nn.Module):
-  """The attention sublayer, before residual and layer norm.
+class Attention(nn.Module):
+  """An attention sublayer, before residual and layer norm.
 
   The memory comes as hidden states, in the same (normalised) form as the
-  segment, or as keys and values.
+  segment, or as keys and values. What the encodings of position differ in is
+  `attend`.
   """
 
   config: ModelConfig
@@ -25,7 +28,7 @@ class RelativeAttention(nn.Module):
     self,
     hidden_BTD: jax.Array,
     memory: jax.Array | KeysAndValues,
-    table_KD: jax.Array,
+    table_KD: jax.Array | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
   ) -> tuple[jax.Array, KeysAndValues]:
@@ -34,7 +37,7 @@ class RelativeAttention(nn.Module):
     Args:
       hidden_BTD: the (normalised, if pre-norm) input of the layer.
       memory: [B, M, D], or keys and values [B, M, H, C] each.
-      table_KD: the position table R.
+      table_KD: the position table R; None where the encoding has none.
       shared_biases: u and v [H, C]; None where each layer has its own.
       first_BT: the first key that each query sees.
 
@@ -43,17 +46,8 @@ class RelativeAttention(nn.Module):
     """
     config = self.config
     D, H, C = config.d_model, config.n_heads, config.d_head
-
-    def kernel(name: str, *shape: int) -> jax.Array:
-      init = nn.initializers.normal(config.init_std)
-      return self.param(name, init, shape).astype(config.dtype)
-
-    w_k, w_v = kernel('key', D, H, C), kernel('value', D, H, C)
-    u_HC, v_bias_HC = shared_biases or (
-      kernel('content_bias', H, C),
-      kernel('position_bias', H, C),
-    )
-    q_BTHC = jnp.einsum('btd,dhc->bthc', hidden_BTD, kernel('query', D, H, C))
+    w_k, w_v = self.kernel('key', D, H, C), self.kernel('value', D, H, C)
+    q_BTHC = project(hidden_BTD, self.kernel('query', D, H, C))
     new = (project(hidden_BTD, w_k), project(hidden_BTD, w_v))
     if not isinstance(memory, tuple):
       memory = (project(memory, w_k), project(memory, w_v))
@@ -61,20 +55,63 @@ class RelativeAttention(nn.Module):
       jnp.concatenate(both, axis=1) for both in zip(memory, new)
     )
     rate = config.attention_dropout if self.train else 0.0
-    out_BTHC = relative_attention(
+    out_BTHC = self.attend(
       q_BTHC,
       k_BKHC,
       v_BKHC,
       table_KD,
-      kernel('relative', D, H, C),
-      u_HC,
-      v_bias_HC,
+      shared_biases,
       first_BT,
       dropout_rate=rate,
       dropout_key=self.make_rng('dropout') if rate else None,
     )
-    out_BTD = jnp.einsum('bthc,hcd->btd', out_BTHC, kernel('output', H, C, D))
-    return out_BTD, new
+    w_o = self.kernel('output', H, C, D)
+    return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), new
+
+  def kernel(self, name: str, *shape: int) -> jax.Array:
+    """A weight of this shape, from N(0, init_std)."""
+    init = nn.initializers.normal(self.config.init_std)
+    return self.param(name, init, shape).astype(self.config.dtype)
+
+  def attend(
+    self,
+    q_BTHC: jax.Array,
+    k_BKHC: jax.Array,
+    v_BKHC: jax.Array,
+    table_KD: jax.Array | None,
+    shared_biases: tuple[jax.Array, jax.Array] | None,
+    first_BT: jax.Array,
+    **dropout: Any,
+  ) -> jax.Array:
+    """The attended values [B, T, H, C], each head for itself."""
+    raise NotImplementedError
+
+
+class RelativeAttention(Attention):
+  """The paper's own: sinusoids of relative distance, biases u and v."""
+
+  def attend(
+    self,
+    q_BTHC: jax.Array,
+    k_BKHC: jax.Array,
+    v_BKHC: jax.Array,
+    table_KD: jax.Array | None,
+    shared_biases: tuple[jax.Array, jax.Array] | None,
+    first_BT: jax.Array,
+    **dropout: Any,
+  ) -> jax.Array:
+    """Four terms a score (section 3.3)."""
+    config = self.config
+    H, C = config.n_heads, config.d_head
+    u_HC, v_bias_HC = shared_biases or (
+      self.kernel('content_bias', H, C),
+      self.kernel('position_bias', H, C),
+    )
+    w_r_DHC = self.kernel('relative', config.d_model, H, C)
+    return relative_attention(
+      *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+      **dropout,
+    )
 
 
 def project(hidden_BKD: jax.Array, w_DHC: jax.Array) -> jax.Array:

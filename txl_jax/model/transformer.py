@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
+from txl_jax.model import ablations
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from txl_jax.model.attention import KeysAndValues, RelativeAttention
+from txl_jax.model.attention import KeysAndValues
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
 
@@ -86,7 +87,7 @@ class Layer(nn.Module):
     self,
     hidden_BTD: jax.Array,
     memory: jax.Array | KeysAndValues,
-    table_KD: jax.Array,
+    table_KD: jax.Array | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
   ) -> tuple[jax.Array, jax.Array | KeysAndValues]:
@@ -95,7 +96,7 @@ class Layer(nn.Module):
     Args:
       hidden_BTD: the layer's input.
       memory: its earlier inputs [B, M, D], or their keys and values.
-      table_KD: the position table.
+      table_KD: the position table, if the encoding has one.
       shared_biases: u and v [H, C] if all layers share them.
       first_BT: the first key that each query sees.
 
@@ -103,13 +104,18 @@ class Layer(nn.Module):
       The layer's output [B, T, D] and its memory after the segment.
     """
     config = self.config
-    attention = RelativeAttention(config, self.train, name='attention')
+    attention = ablations.attention_class(config)(
+      config, self.train, name='attention'
+    )
     attention_norm = LayerNorm(config, name='attention_norm')
     feed_forward = FeedForward(config, self.train, name='feed_forward')
     feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
     drop = nn.Dropout(config.dropout, deterministic=not self.train)
     projected = isinstance(memory, tuple)
 
+    if config.position_encoding == 'learned':
+      add_positions = ablations.LearnedPositions(config, name='positions')
+      hidden_BTD = add_positions(hidden_BTD)
     before = attention_norm if config.pre_norm else lambda x: x
     attended_BTD, keys_and_values = attention(
       before(hidden_BTD),
@@ -177,8 +183,12 @@ class TransformerXL(nn.Module):
       **sizes,
     )
     drop = nn.Dropout(config.dropout, deterministic=not train)
+    hidden_BTD = self.embedding(tokens_BT)
+    if config.position_encoding == 'sinusoid':
+      T = tokens_BT.shape[1]
+      hidden_BTD = hidden_BTD + ablations.absolute_sinusoids(config, T)
     hidden_BTD, layers = self._stack(train)(
-      drop(self.embedding(tokens_BT)),
+      drop(hidden_BTD),
       memory.layers,
       self._positions(sum(sizes.values()), train),
       self._shared_biases(),
@@ -218,7 +228,7 @@ class TransformerXL(nn.Module):
 
   def _shared_biases(self) -> tuple[jax.Array, jax.Array] | None:
     config = self.config
-    if config.untie_biases:
+    if config.untie_biases or config.position_encoding != 'relative':
       return None
     init = nn.initializers.normal(config.init_std)
     shape = (config.n_heads, config.d_head)
@@ -226,9 +236,11 @@ class TransformerXL(nn.Module):
     v_HC = self.param('position_bias', init, shape)
     return u_HC.astype(config.dtype), v_HC.astype(config.dtype)
 
-  def _positions(self, n_keys: int, train: bool) -> jax.Array:
+  def _positions(self, n_keys: int, train: bool) -> jax.Array | None:
     """The table R after dropout: one mask a forward for all layers and rows."""
     config = self.config
+    if config.position_encoding != 'relative':
+      return None
     wide = jnp.promote_types(config.dtype, jnp.float32)
     table_KD = sinusoid_table(n_keys, config.d_model, config.clamp_length, wide)
     if train and config.dropout > 0:

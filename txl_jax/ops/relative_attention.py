@@ -43,15 +43,44 @@ def relative_attention(
   Returns:
     The attended values [B, T, H, C], in the dtype of the values.
   """
-  n_queries, n_keys = q_BTHC.shape[1], k_BKHC.shape[1]
   r_KHC = jnp.einsum('kd,dhc->khc', table_KD, w_r_DHC)
   content_BHTK = jnp.einsum('bthc,bkhc->bhtk', q_BTHC + u_HC, k_BKHC)
   position_BHTK = shift(jnp.einsum('bthc,khc->bhtk', q_BTHC + v_bias_HC, r_KHC))
   wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
   score_BHTK = content_BHTK.astype(wide) + position_BHTK.astype(wide)
-  score_BHTK *= q_BTHC.shape[-1] ** -0.5
+  return attend(
+    score_BHTK,
+    v_BKHC,
+    first_BT,
+    dropout_rate=dropout_rate,
+    dropout_key=dropout_key,
+  )
+
+
+def attend(
+  score_BHTK: jax.Array,
+  v_BKHC: jax.Array,
+  first_BT: jax.Array,
+  *,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
+  """Means of the values, weighted by the softmax of scaled scores.
+
+  Args:
+    score_BHTK: scores before scaling by 1 / sqrt(C), at least float32.
+    v_BKHC: values.
+    first_BT: int, the first key that each query sees.
+    dropout_rate: share of attention probabilities that are dropped.
+    dropout_key: needed if the rate is above 0.
+
+  Returns:
+    The attended values [B, T, H, C], in the dtype of the values.
+  """
+  n_queries, n_keys = score_BHTK.shape[-2:]
+  score_BHTK = score_BHTK * v_BKHC.shape[-1] ** -0.5
   visible_BTK = visible_keys(first_BT, n_queries, n_keys)
-  lowest = jnp.finfo(wide).min
+  lowest = jnp.finfo(score_BHTK.dtype).min
   score_BHTK = jnp.where(visible_BTK[:, None], score_BHTK, lowest)
   probability_BHTK = jax.nn.softmax(score_BHTK)
   if dropout_rate > 0:

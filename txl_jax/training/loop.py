@@ -17,7 +17,7 @@ from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.progress import record_result, record_training
 from txl_jax.training.setup import Setup
 from txl_jax.training.state import TrainState
-from txl_jax.training.step import make_train_step
+from txl_jax.training.step import make_train_step, scored
 
 
 def train(setup: Setup) -> TrainState:
@@ -95,7 +95,7 @@ def _compile(setup: Setup, state: TrainState) -> Callable:
   shardings = mesh_lib.state_shardings(setup.mesh, state)
   batch = _place(setup, setup.stream[0])
   step = jax.jit(
-    make_train_step(config.model, optimizer),
+    make_train_step(config.model, optimizer, loss=config.train.loss),
     in_shardings=(shardings, mesh_lib.by_rows(setup.mesh, batch)),
     out_shardings=(shardings, mesh_lib.replicated(setup.mesh)),
     donate_argnums=0,
@@ -127,9 +127,10 @@ def _run(
       record_training(setup, late, i)
       meter.follow(late)
     done, late = i + 1, None
-    targets = host_batch.targets_SBT
+    targets = scored(host_batch.targets_SBT, train.loss)
     characters = setup.corpus.vocabulary.characters(targets)
-    meter.add(done, metrics, targets.size, characters)
+    read = host_batch.targets_SBT.size
+    meter.add(done, metrics, targets.size, characters, read)
     if _due(done, train.log_every_steps, train.steps):
       late, meter = meter, Meter()
     evaluating = _due(done, train.eval_every_steps, train.steps)

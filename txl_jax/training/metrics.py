@@ -22,19 +22,29 @@ class Meter:
     self._sums = sums or {'loss': 0.0, 'tokens': 0, 'characters': 0}
     self._pending: list[tuple[int, dict]] = []
     self._gradient_norm = math.nan
-    self._timed_tokens = 0
+    self._read = 0
     self.start()
 
   def start(self) -> None:
     """Starts the clock."""
     self._started = time.monotonic()
 
-  def add(self, step: int, metrics: dict, tokens: int, characters: int) -> None:
-    """Adds a step: its device metrics, and counts known on the host."""
+  def add(
+    self, step: int, metrics: dict, tokens: int, characters: int, read: int
+  ) -> None:
+    """Adds a step.
+
+    Args:
+      step: its number.
+      metrics: on the device.
+      tokens: targets in the loss.
+      characters: those of them that are text.
+      read: tokens read, in the loss or not, for the speed.
+    """
     self._pending.append((step, metrics))
     self._sums['tokens'] += tokens
     self._sums['characters'] += characters
-    self._timed_tokens += tokens
+    self._read += read
 
   def skip_time(self, since: float) -> None:
     """Leaves the time since then (`time.monotonic`) out of the speed."""
@@ -72,7 +82,7 @@ class Meter:
       'loss': round(sums['loss'] / sums['tokens'], 6),
       'bpc': round(sums['loss'] / math.log(2) / sums['characters'], 6),
       'gradient_norm': round(self._gradient_norm, 6),
-      'tokens_per_second': round(self._timed_tokens / seconds, 1),
+      'tokens_per_second': round(self._read / seconds, 1),
     }
 
 

@@ -33,10 +33,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Adam on gradients whose global norm is clipped."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adam(
-      make_schedule(config, steps), config.b1, config.b2, config.epsilon
-    ),
-  )
+  """The optimizer, on gradients whose global norm is clipped."""
+  rate, moments = make_schedule(config, steps), (config.b1, config.b2)
+  if config.name == 'sgd':
+    optimizer = optax.sgd(rate, momentum=config.b1)
+  else:
+    make = {'adam': optax.adam, 'lamb': optax.lamb}[config.name]
+    optimizer = make(rate, *moments, config.epsilon)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

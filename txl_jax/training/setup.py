@@ -11,7 +11,11 @@ from txl_jax.config import Config
 from txl_jax.data.corpora import Corpus, check_vocabulary, load_corpus
 from txl_jax.data.streams import TrainStream
 from txl_jax.errors import InputError
-from txl_jax.evaluation.perplexity import Result, evaluate
+from txl_jax.evaluation.perplexity import (
+  Result,
+  evaluate,
+  evaluation_model,
+)
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.training.metrics import MetricsFile
 from txl_jax.training.optimizer import make_optimizer
@@ -80,6 +84,12 @@ def set_up(config: Config, workdir: str | os.PathLike, say: Say) -> Setup:
   if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
     raise InputError(
       "config.model.dtype is 'float64', which needs JAX_ENABLE_X64=1"
+    )
+  evaluation_model(config.model, config.eval)  # raises for what cannot be
+  if config.model.absolute_positions and config.sample.prompts:
+    raise InputError(
+      'config.sample.prompts must be () for a model with absolute positions, '
+      'which cannot generate'
     )
   if config.model.memory_start == 'zeros':
     raise InputError(

@@ -18,10 +18,30 @@ def identity(tree: Any) -> Any:
   return tree
 
 
+def scored(per_token_SBT: Any, loss: str) -> Any:
+  """Those of a batch's targets, or their losses, that are trained on.
+
+  Args:
+    per_token_SBT: an array of either.
+    loss: 'full', or 'half' for the last half of each segment, whose tokens have
+      at least half a segment before them (Dai et al. 2019, section 4.2).
+  """
+  skipped = per_token_SBT.shape[-1] // 2 if loss == 'half' else 0
+  return per_token_SBT[..., skipped:]
+
+
 def make_train_step(
-  config: ModelConfig, optimizer: optax.GradientTransformation
+  config: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  *,
+  loss: str = 'full',
 ) -> Callable[..., tuple[TrainState, dict]]:
   """Builds the pure train step of a model and an optimizer.
+
+  Args:
+    config: the model.
+    optimizer: from optax.
+    loss: which tokens are trained on, as in `scored`.
 
   Returns:
     `train_step(state, batch, *, reduce=identity)`. It scans over the segments
@@ -48,13 +68,13 @@ def make_train_step(
         starts_SBT=batch.starts_SBT,
         dropout_key=key,
       )
-      return nll_SBT.sum(), memory
+      return scored(nll_SBT, loss).sum(), memory
 
-    (loss, memory), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
+    (total, memory), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
       state.params
     )
-    count = jnp.asarray(batch.targets_SBT.size, jnp.float32)
-    loss, count, gradients = reduce((loss, count, gradients))
+    count = jnp.asarray(scored(batch.targets_SBT, loss).size, jnp.float32)
+    total, count, gradients = reduce((total, count, gradients))
     gradients = jax.tree.map(lambda g: g / count, gradients)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
@@ -66,7 +86,7 @@ def make_train_step(
       memory=memory,
     )
     gradient_norm = optax.tree.norm(gradients)
-    metrics = dict(loss_sum=loss, count=count, gradient_norm=gradient_norm)
+    metrics = dict(loss_sum=total, count=count, gradient_norm=gradient_norm)
     return new_state, metrics
 
   return train_step

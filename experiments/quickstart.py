@@ -1,9 +1,9 @@
 """A small byte-level Transformer-XL on the source code of Python's library.
 
-Command:   make quickstart
-Hardware:  2 CPU cores, about four minutes
-Model:     4 layers of width 128, 0.9 M parameters
-Reaches:   about 1.95 bits per character on the test files
+Command:    make quickstart
+Hardware:   2 CPU cores, about four minutes
+Parameters: 889,985
+Published:  none; reaches 1.95 bits per character on the test files
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """`--config.SECTION.FIELD=VALUE` and experiment files."""
 
 import pathlib
+import sys
 import textwrap
 
 import pytest
@@ -9,8 +10,6 @@ from txl_jax.config import Config
 from txl_jax.conversion import default_config, from_config_dict
 from txl_jax.errors import InputError
 from txl_jax.overrides import apply_overrides, field_names, load_experiment
-
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
 
 def _with(*arguments: str) -> Config:
@@ -182,12 +181,14 @@ def test_an_unknown_variant_is_named(tmp_path):
     load_experiment(f'{path}:huge')
 
 
-@pytest.mark.parametrize(
-  'path', sorted(EXPERIMENTS.glob('*.py')), ids=lambda path: path.stem
-)
-def test_every_experiment_of_the_repository_is_valid(path):
-  config = from_config_dict(load_experiment(str(path)))
-  assert config.train.steps > 0
+def test_an_experiment_may_import_one_beside_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  before = [*sys.path]
+  path = _write(tmp_path, WITH_VARIANT)
+  beside = tmp_path / 'beside.py'
+  beside.write_text(f'from {path.stem} import get_config\n')
+  assert load_experiment(str(beside)) == load_experiment(str(path))
+  assert sys.path == before
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -7,6 +7,7 @@ here; the names are checked before, for a sentence instead of a traceback.
 import dataclasses
 import pathlib
 import runpy
+import sys
 import typing
 
 from absl import flags
@@ -22,24 +23,38 @@ PREFIX = '--config.'
 def load_experiment(argument: str) -> ConfigDict:
   """What `get_config` of an experiment file returns.
 
+  As of a script that Python runs, the file's folder comes first where it looks
+  for modules: an experiment may import another one beside it.
+
   Args:
     argument: `FILE.py`, or `FILE.py:VARIANT` for `get_config('VARIANT')`.
 
   Raises:
-    InputError: if there is no such file, or it does not return a ConfigDict.
+    InputError: if there is no such file or variant (where the file lists its
+      VARIANTS), or it does not return a ConfigDict.
   """
   name, *variant = argument.split(':', 1)
   path = pathlib.Path(name)
   if not path.is_file():
     raise InputError(f'--config: there is no file {path}')
+  folder = str(path.parent.absolute())
+  sys.path.insert(0, folder)
   try:
-    values = runpy.run_path(name)['get_config'](*variant)
+    module = runpy.run_path(name)
+    if variant and variant[0] not in module.get('VARIANTS', variant):
+      raise InputError(
+        f'--config: {path} has no variant {variant[0]!r}, it has '
+        + ', '.join(module['VARIANTS'])
+      )
+    values = module['get_config'](*variant)
   except InputError:
     raise
   except Exception as error:
     raise InputError(
       f'--config: {path} cannot be loaded: {type(error).__name__}: {error}'
     ) from error
+  finally:
+    sys.path.remove(folder)
   if not isinstance(values, ConfigDict):
     raise InputError(
       f'--config: get_config of {path} must return a ConfigDict, found a '

@@ -10,7 +10,7 @@ import pytest
 
 import txl_jax
 from txl_jax.config import EvalConfig
-from txl_jax.data.streams import eval_batches
+from txl_jax.data.streams import eval_batches, sliding_batches
 from txl_jax.data.vocabulary import ByteVocabulary
 from txl_jax.errors import InputError
 from txl_jax.evaluation.perplexity import evaluate
@@ -156,3 +156,69 @@ def test_a_broken_model_is_not_given_a_number():
   mesh = make_mesh(jax.devices()[:1])
   with pytest.raises(InputError, match='nan'):
     evaluate(MODEL, broken, _text(40), ByteVocabulary(), config, mesh)
+
+
+@pytest.mark.parametrize('n', [2, 8, 9, 10, 64])
+@pytest.mark.parametrize(('length', 'stride'), [(8, 1), (8, 3), (8, 8), (1, 1)])
+def test_sliding_windows_count_each_target_once(n, length, stride):
+  tokens, found = np.arange(n, dtype=np.uint16), {}
+  for batch, counts_SBT in sliding_batches(
+    tokens,
+    boundary=0,
+    batch_size=3,
+    segment_length=length,
+    stride=stride,
+    segments=2,
+  ):
+    assert batch.tokens_SBT.shape == (2, 3, length)
+    inside = np.argwhere(counts_SBT)
+    for s, b, t in inside:
+      target = int(batch.targets_SBT[s, b, t])
+      assert target not in found
+      assert batch.tokens_SBT[s, b, t] == target - 1
+      # The window reads the tokens before it, in their order.
+      window = batch.tokens_SBT[s, b, : t + 1]
+      assert window.tolist() == list(range(target - 1 - t, target))
+      found[target] = t
+  assert sorted(found) == list(range(1, n))
+  for target, context in found.items():
+    assert context >= min(target - 1, length - stride)
+
+
+def test_sliding_evaluation_equals_windows_scored_alone():
+  tokens, length = _text(40), 8
+  result = _evaluate(
+    tokens, batch_size=4, segment_length=length, memory_length=0, stride=1
+  )
+  model = dataclasses.replace(MODEL, memory_length=0)
+  expected = 0.0
+  for target in range(1, len(tokens)):
+    window = tokens[max(0, target - length) : target + 1].astype(np.int32)
+    window = np.pad(window, (length + 1 - len(window), 0))
+    starts_BT = jnp.asarray(window[None, :-1] == ByteVocabulary.boundary)
+    if target < length:  # padding is not seen
+      starts_BT = starts_BT.at[0, length - target].set(True)
+    nll_BT, _ = txl_jax.score(
+      model,
+      _params(),
+      window[None, :-1],
+      window[None, 1:],
+      txl_jax.init_memory(model, 1),
+      starts_BT=starts_BT,
+    )
+    expected += float(nll_BT[0, -1])
+  assert result.nll_sum == pytest.approx(expected, rel=1e-5)
+  assert result.tokens == 39
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (dict(stride=9, segment_length=8), 'stride must be at most segment_length'),
+    (dict(stride=0), 'stride must be at least 1'),
+    (dict(stride=1, memory_length=3), 'memory_length must be 0 with a stride'),
+  ],
+)
+def test_strides_that_cannot_be(options, message):
+  with pytest.raises(InputError, match=message):
+    EvalConfig(**{'memory_length': 0, **options})

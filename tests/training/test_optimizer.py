@@ -110,3 +110,24 @@ def test_the_optimizer_is_adam_with_the_given_moments():
     v = square / (1 - 0.75 ** (count + 1))
     expected = -_cosine(count, 0) * m / (math.sqrt(v) + 0.1)
     assert float(update) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sgd_has_momentum():
+  config = _config('cosine', 0, name='sgd', b1=0.5, clip_norm=1e9)
+  optimizer = make_optimizer(config, STEPS)
+  state, velocity = optimizer.init(jnp.zeros(())), 0.0
+  for count, gradient in enumerate([1.0, -2.0, 0.25]):
+    update, state = optimizer.update(jnp.float32(gradient), state)
+    velocity = 0.5 * velocity + gradient
+    expected = -_cosine(count, 0) * velocity
+    assert float(update) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lamb_moves_each_array_by_its_own_norm():
+  config = _config('cosine', 0, name='lamb', epsilon=1e-30, clip_norm=1e9)
+  optimizer = make_optimizer(config, STEPS)
+  params = {'small': jnp.full(4, 0.5), 'large': jnp.full(4, 8.0)}
+  gradient = {'small': jnp.full(4, 3.0), 'large': jnp.full(4, -0.1)}
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['small'], -PEAK * 0.5, rtol=1e-5)
+  np.testing.assert_allclose(updates['large'], PEAK * 8.0, rtol=1e-5)

@@ -52,11 +52,7 @@ def generate(
   Raises:
     InputError: for options out of range, or as `score`.
   """
-  if config.absolute_positions:
-    raise InputError(
-      f'a model with position_encoding {config.position_encoding!r} cannot '
-      'generate: token by token, all would have the last absolute position'
-    )
+  _check_positions(config)
   check_options(temperature, top_k, top_p)
   check_tokens(config, prompt_BT, 'prompt_BT')
   if length < 1 or prompt_BT.shape[1] < 1:
@@ -76,6 +72,14 @@ def generate(
     key,
     prompt_lengths_B,
   )
+
+
+def _check_positions(config: ModelConfig) -> None:
+  if config.absolute_positions:
+    raise InputError(
+      f'a model with position_encoding {config.position_encoding!r} cannot '
+      'generate: token by token, all would have the last absolute position'
+    )
 
 
 def _check_lengths(lengths_B: jax.Array | None, prompt_BT: jax.Array) -> None:

@@ -1,5 +1,7 @@
 # `make quickstart` and `make test` need nothing but Python 3.11 or newer.
 PYTHON ?= python3
+# Processes that tests run in; a file stays in one of them.
+JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -10,10 +12,10 @@ quickstart: .venv/installed
 	  --workdir=runs/quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m 'not slow and not full'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not full'
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 test-full: .venv/installed-dev
 	$(BIN)/python -m pytest -m full

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     dropout=0.1,
     attention_dropout=0.0,
   )
-  config.data.path = 'data/enwik8'
+  config.data.corpus = 'enwik8'
   config.optimizer.update(
     learning_rate=2.5e-4, schedule='cosine_official', clip_norm=0.25
   )

@@ -36,7 +36,7 @@ def get_config(sizes: str = 'corrected') -> ConfigDict:
     dropout=0.0,
     attention_dropout=0.0,
   )
-  config.data.path = 'data/lm1b'
+  config.data.corpus = 'lm1b'
   config.optimizer.update(
     learning_rate=2.5e-4,
     schedule='cosine_official',

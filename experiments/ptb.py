@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     dropout=0.5,
     attention_dropout=0.2,
   )
-  config.data.path = 'data/ptb'
+  config.data.corpus = 'ptb'
   config.optimizer.warmup_steps = 1000
   config.train.update(
     steps=40_000,

@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
   """The 12-layer enwik8 model on letters and spaces."""
   config = get_enwik8()
   config.model.vocab_size = 27
-  config.data.path = 'data/text8'
+  config.data.corpus = 'text8'
   return config

@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
   """The 24-layer enwik8 model on letters and spaces."""
   config = get_enwik8()
   config.model.vocab_size = 27
-  config.data.path = 'data/text8'
+  config.data.corpus = 'text8'
   return config

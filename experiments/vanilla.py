@@ -41,7 +41,7 @@ def get_config(variant: str = 'enwik8_12') -> ConfigDict:
     dropout=0.55,
     attention_dropout=0.55,
   )
-  config.data.path = f'data/{corpus}'
+  config.data.corpus = corpus
   config.optimizer.update(
     name='sgd', learning_rate=0.003, final_learning_rate=0.003, b1=0.99
   )

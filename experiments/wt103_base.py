@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     dropout=0.1,
     attention_dropout=0.0,
   )
-  config.data.path = 'data/wikitext-103'
+  config.data.corpus = 'wikitext103'
   config.optimizer.update(
     learning_rate=2.5e-4, schedule='cosine_official', clip_norm=0.25
   )

@@ -79,7 +79,7 @@ def _lines(work: pathlib.Path) -> list[dict]:
 def test_training_end_to_end(trained):
   work, printed = trained
   names = ['checkpoints', 'config.json', 'metrics.jsonl', 'report.html']
-  names += ['run.json', 'samples.json']
+  names += ['run.json', 'samples.json', 'vocabulary.json']
   assert sorted(path.name for path in work.iterdir()) == names
   places = [(line['step'], line['split']) for line in _lines(work)]
   expected = [(step, x) for step in (2, 4) for x in ('train', 'validation')]
@@ -199,7 +199,6 @@ def _refused(arguments: list[str], capsys) -> str:
     ('--config.model.vocab_size=100', 'config.model.vocab_size is 100, but'),
     ('--config.model.vocab_size=256', 'has the id 256; its vocabulary has 257'),
     ('--config.train.segment_length=5000', 'fewer than the 40,000 of one step'),
-    ('--config.data.path={files}', 'is a folder, expected a text file'),
     ('--config.data.path={files}/nowhere.txt', 'nowhere.txt: No such file'),
     ('--config.data.path={files}/empty.txt', 'empty.txt is empty'),
     ('--config.data.path={files}/short.txt', 'short.txt has 5 bytes, too few'),

@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     'train', _train, 'Train, or go on training, and report.', fields
   )
   train.add_argument('--config', required=True, help='experiment, FILE.py')
+  prepare = commands.add_parser(
+    'prepare',
+    help='Download or read a text, make it into tokens, and describe it.',
+    description='Prepare the text of an experiment, and describe it.',
+    epilog=fields,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  prepare.add_argument('--config', required=True, help='experiment, FILE.py')
+  prepare.set_defaults(run=_prepare)
   evaluate = command(
     'eval',
     _evaluate,
@@ -88,6 +98,20 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
   add('--top_k', type=int, help='draw from the k most likely tokens')
   add('--top_p', type=float, help='draw from the tokens of this total share')
   add('--seed', type=int, default=0, help='of the draws (default 0)')
+
+
+def _prepare(arguments: argparse.Namespace, rest: list[str]) -> int:
+  from txl_jax.conversion import from_config_dict
+  from txl_jax.overrides import apply_overrides, load_experiment
+
+  values = apply_overrides(load_experiment(arguments.config), rest)
+  config = from_config_dict(values)
+  from txl_jax.data.corpora import load_corpus
+  from txl_jax.data.description import describe
+
+  corpus = load_corpus(config.data, _say)
+  print(describe(corpus, config.model.d_model, config.model.div_val))
+  return 0
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:

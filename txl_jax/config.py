@@ -97,14 +97,31 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where the text comes from and how it is split."""
+  """Where the text comes from, how it is split and made into tokens."""
 
-  path: str = ''  # a text file; '' = the source code of Python's own library
-  # Parts of a text file; the test part ends it, validation stands before that.
+  # Your own text: a file, a folder of files, JSON lines; compressed or not.
+  path: str = ''  # '' = the source code of Python's own library
+  # Parts of your own text; the test part ends it, validation stands before.
   validation_fraction: float = 0.05
   test_fraction: float = 0.05
+  text_field: str = 'text'  # of JSON lines
+  # Or one of the paper's corpora, with its splits and its vocabulary.
+  corpus: Literal[
+    '', 'enwik8', 'text8', 'wikitext103', 'wikitext2', 'ptb', 'lm1b'
+  ] = ''
+  manual_dir: str = ''  # where files of it lie that you have downloaded
+  cache_dir: str = '~/.cache/txl_jax'  # prepared corpora
+  tokenizer: Literal['bytes', 'characters', 'words', 'subwords'] = 'bytes'
+  tokenizer_path: str = ''  # of subwords; '' = trained on the text
+  max_vocabulary: int | None = None  # words or subwords, at most
+  min_count: int = 1  # rarer words become <unk>
+  lower_case: bool = False  # of words
+  roll: bool = False  # each epoch begins at another place of each row
 
   def __post_init__(self):
+    _at_least(self, 1, 'min_count max_vocabulary')
+    both = f"'' with corpus {self.corpus!r}"
+    _require(not (self.corpus and self.path), self, 'path', both)
     for name in ('validation_fraction', 'test_fraction'):
       _require(0 < getattr(self, name) < 0.5, self, name, 'in (0, 0.5)')
 

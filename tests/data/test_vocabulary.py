@@ -74,5 +74,6 @@ def test_what_is_no_vocabulary_is_refused(text):
 
 
 def test_an_unknown_kind_is_named():
-  with pytest.raises(InputError, match="must be 'bytes', found 'words'"):
-    vocabulary_from_json(json.dumps({'kind': 'words'}))
+  known = 'one of bytes, symbols, words, subwords'
+  with pytest.raises(InputError, match=f"must be {known}, found 'letters'"):
+    vocabulary_from_json(json.dumps({'kind': 'letters'}))

@@ -4,14 +4,17 @@ import dataclasses
 import hashlib
 import pathlib
 import sysconfig
+from collections.abc import Callable
 
 import numpy as np
 
 from txl_jax.config import DataConfig
-from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.data.sources import read_documents
+from txl_jax.data.splits import SPLITS, split_documents
+from txl_jax.data.vocabulary import ByteVocabulary, Vocabulary
 from txl_jax.errors import InputError
 
-SPLITS = ('train', 'validation', 'test')
+Say = Callable[[str], None]
 # Of the standard library: tests, and what does not belong to every Python.
 SKIPPED_FOLDERS = frozenset(
   ['test', 'tests', 'idle_test', 'site-packages', 'dist-packages']
@@ -22,23 +25,24 @@ FILES_PER_SPLIT = 32
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Token ids of the three splits; each document begins with a boundary.
+  """Token ids of the three splits.
 
   Attributes:
     name: what the text is, for people.
-    tokens: split -> ids, uint16 [length].
+    tokens: split -> ids [length].
     vocabulary: made the ids.
   """
 
   name: str
   tokens: dict[str, np.ndarray]
-  vocabulary: ByteVocabulary
+  vocabulary: Vocabulary
 
   def fingerprint(self) -> str:
     """A checksum of all ids: equal corpora, equal fingerprints."""
     digest = hashlib.sha256()
     for split in SPLITS:
-      digest.update(split.encode() + self.tokens[split].tobytes())
+      digest.update(split.encode())
+      digest.update(np.ascontiguousarray(self.tokens[split]))
     return digest.hexdigest()[:16]
 
   def summary(self) -> dict:
@@ -54,15 +58,35 @@ class Corpus:
     return {'name': self.name, 'fingerprint': self.fingerprint(), **sizes}
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(config: DataConfig, say: Say = print) -> Corpus:
   """Reads the corpus that the configuration names.
 
+  Text as bytes is read anew each time, which takes no longer than finding it
+  prepared; everything else is prepared once and mapped into memory.
+
+  Args:
+    config: where the text comes from.
+    say: receives lines of progress.
+
   Raises:
-    InputError: for a path that is no readable file with text in it.
+    InputError: for a source that cannot be had or read.
   """
-  if config.path:
-    return _text_file(pathlib.Path(config.path), config)
-  return _standard_library()
+  if config.corpus or config.tokenizer != 'bytes':
+    return _prepared(config, say)
+  return _own_text(config) if config.path else _standard_library()
+
+
+def _prepared(config: DataConfig, say: Say) -> Corpus:
+  # Here, since TFDS and what it brings take a second to import.
+  from txl_jax.data.prepare import prepared
+
+  if not (config.corpus or config.path):
+    raise InputError(
+      "config.data.tokenizer must be 'bytes' for the library's own text, found "
+      f'{config.tokenizer!r}'
+    )
+  name, vocabulary, tokens = prepared(config, say)
+  return Corpus(name, tokens, vocabulary)
 
 
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
@@ -83,39 +107,13 @@ def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
       )
 
 
-def _text_file(path: pathlib.Path, config: DataConfig) -> Corpus:
-  raw = _read(path)
-  n_test = round(len(raw) * config.test_fraction)
-  n_validation = round(len(raw) * config.validation_fraction)
-  n_train = len(raw) - n_validation - n_test
-  if not min(n_train, n_validation, n_test):
-    raise InputError(
-      f'config.data.path: {path} has {len(raw)} bytes, too few for a train, a '
-      'validation and a test split'
-    )
-  edge = n_train + n_validation
-  parts = (raw[:n_train], raw[n_train:edge], raw[edge:])
+def _own_text(config: DataConfig) -> Corpus:
+  documents = list(read_documents(config.path, text_field=config.text_field))
+  fractions = (config.validation_fraction, config.test_fraction)
+  parts = split_documents(documents, *fractions, config.path)
   vocabulary = ByteVocabulary()
-  tokens = {
-    split: _documents([part], vocabulary) for split, part in zip(SPLITS, parts)
-  }
-  return Corpus(path.name, tokens, vocabulary)
-
-
-def _read(path: pathlib.Path) -> bytes:
-  if path.is_dir():
-    raise InputError(
-      f'config.data.path: {path} is a folder, expected a text file'
-    )
-  try:
-    raw = path.read_bytes()
-  except OSError as error:
-    raise InputError(
-      f'config.data.path: cannot read {path}: {error.strerror}'
-    ) from error
-  if not raw:
-    raise InputError(f'config.data.path: {path} is empty')
-  return raw
+  tokens = {split: _documents(parts[split], vocabulary) for split in SPLITS}
+  return Corpus(pathlib.Path(config.path).name, tokens, vocabulary)
 
 
 def _standard_library() -> Corpus:

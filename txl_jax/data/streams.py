@@ -27,22 +27,43 @@ class TrainStream:
 
   The corpus is taken as a ring and the rows start at equal distances on it, so
   a row that has read its part goes on with the next row's, in full context,
-  and no token is left out. Position 0 begins a document: the ring's seam is
-  never seen across.
+  and no token is left out. The first token of the ring counts as the start of
+  a document: the ring's seam is never seen across.
+
+  With `roll` each row is a ring of its own, which every epoch enters at another
+  place: segments are cut differently each time.
   """
 
   def __init__(
     self,
     tokens: np.ndarray,
-    boundary: int,
+    boundary: int | None,
     *,
     batch_size: int,
     segment_length: int,
     segments_per_step: int,
+    roll: bool = False,
+    seed: int = 0,
+    rows: slice = slice(None),
   ):
+    """Checks that there is text enough.
+
+    Args:
+      tokens: ids of the train split [n].
+      boundary: the id that begins a document, if the text has any.
+      batch_size: rows B.
+      segment_length: T.
+      segments_per_step: S.
+      roll: whether each epoch begins elsewhere.
+      seed: of the places.
+      rows: those that this host reads.
+    """
     self.tokens = tokens
     self.boundary = boundary
     self.shape = (segments_per_step, batch_size, segment_length)
+    self.roll = roll
+    self.seed = seed
+    self.rows = rows
     needed = batch_size * segments_per_step * segment_length
     if len(tokens) < needed:
       raise InputError(
@@ -55,21 +76,57 @@ class TrainStream:
   def __getitem__(self, step: int) -> Batch:
     """The batch of a step, counted from 0."""
     n_segments, n_rows, length = self.shape
-    start_B = np.arange(n_rows) * len(self.tokens) // n_rows
-    offset = step * n_segments * length + np.arange(n_segments * length + 1)
-    read = self.tokens[(start_B[:, None] + offset) % len(self.tokens)]
+    row_B = np.arange(n_rows)[self.rows]
+    column = np.arange(n_segments * length + 1)
+    place = self._rolled if self.roll else self._on_the_ring
+    position, starts = place(step, row_B[:, None], column)
+    read = self.tokens[position]
+    starts |= _begins(read, self.boundary)
 
-    def split(rows: np.ndarray) -> np.ndarray:
-      segments_BST = rows.reshape(n_rows, n_segments, length)
-      return np.ascontiguousarray(segments_BST.swapaxes(0, 1), np.int32)
+    def split(rows: np.ndarray, kind: type) -> np.ndarray:
+      segments_BST = rows.reshape(len(row_B), n_segments, length)
+      return np.ascontiguousarray(segments_BST.swapaxes(0, 1), kind)
 
-    tokens_SBT = split(read[:, :-1])
-    return Batch(tokens_SBT, split(read[:, 1:]), tokens_SBT == self.boundary)
+    return Batch(
+      split(read[:, :-1], np.int32),
+      split(read[:, 1:], np.int32),
+      split(starts[:, :-1], np.bool_),
+    )
+
+  def _on_the_ring(
+    self, step: int, row_B1: np.ndarray, column: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the text, and which of them begin a document."""
+    n_segments, n_rows, length = self.shape
+    start = row_B1 * len(self.tokens) // n_rows
+    offset = step * n_segments * length + column
+    position = (start + offset) % len(self.tokens)
+    return position, position == 0
+
+  def _rolled(
+    self, step: int, row_B1: np.ndarray, column: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    n_segments, n_rows, length = self.shape
+    per_row = len(self.tokens) // n_rows
+    per_step = n_segments * length
+    epoch, step = divmod(step, per_row // per_step)
+    random = np.random.default_rng((self.seed, epoch))
+    shift_B1 = random.integers(0, per_row, n_rows)[row_B1]
+    column = step * per_step + column
+    place = (shift_B1 + column) % per_row
+    # An epoch does not go on where the last one ended.
+    return row_B1 * per_row + place, (place == 0) | (column == 0)
+
+
+def _begins(tokens: np.ndarray, boundary: int | None) -> np.ndarray:
+  if boundary is None:
+    return np.zeros(tokens.shape, np.bool_)
+  return tokens == boundary
 
 
 def eval_batches(
   tokens: np.ndarray,
-  boundary: int,
+  boundary: int | None,
   *,
   batch_size: int,
   segment_length: int,
@@ -109,7 +166,7 @@ def eval_batches(
 
 def sliding_batches(
   tokens: np.ndarray,
-  boundary: int,
+  boundary: int | None,
   *,
   batch_size: int,
   segment_length: int,
@@ -151,4 +208,4 @@ def _gather(
 ) -> Batch:
   tokens_SBT = tokens[position_SBT].astype(np.int32)
   targets_SBT = tokens[position_SBT + 1].astype(np.int32)
-  return Batch(tokens_SBT, targets_SBT, tokens_SBT == boundary)
+  return Batch(tokens_SBT, targets_SBT, _begins(tokens_SBT, boundary))

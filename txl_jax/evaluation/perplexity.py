@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ from jax.sharding import Mesh
 
 from txl_jax.config import EvalConfig, ModelConfig
 from txl_jax.data.streams import Batch, eval_batches, sliding_batches
-from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
 from txl_jax.model.memory import Memory, init_memory
 from txl_jax.model.segments import score_segments
 from txl_jax.parallel import mesh as mesh_lib
 
 SEGMENTS_PER_CALL = 8
+Array = TypeVar('Array', np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,17 @@ class Result:
     nll_sum: negative log-likelihood, natural log.
     tokens: targets scored.
     characters: those of them that are text, not document boundaries.
+    starts: those that begin a sentence after the end of another one, where
+      sentences have a mark at both ends (One Billion Word): certain, so that a
+      model is not judged by them.
+    starts_nll_sum: their share of the sum.
   """
 
   nll_sum: float
   tokens: int
   characters: int
+  starts: int = 0
+  starts_nll_sum: float = 0.0
 
   @property
   def nll(self) -> float:
@@ -50,10 +58,19 @@ class Result:
     """Bits per character of the text."""
     return self.nll_sum / math.log(2) / self.characters
 
+  @property
+  def ppl_without_starts(self) -> float:
+    """Perplexity of the other targets, as most papers count them."""
+    nll_sum = self.nll_sum - self.starts_nll_sum
+    return math.exp(nll_sum / (self.tokens - self.starts))
+
   def to_json(self) -> dict:
     """The figures, for JSON."""
     figures = {'nll': self.nll, 'ppl': self.ppl, 'bpc': self.bpc}
     counts = {'tokens': self.tokens, 'characters': self.characters}
+    if self.starts:
+      counts['starts'] = self.starts
+      figures['ppl_without_starts'] = self.ppl_without_starts
     return {**counts, **figures}
 
 
@@ -72,7 +89,7 @@ def evaluate(
   model: ModelConfig,
   params: dict,
   tokens: np.ndarray,
-  vocabulary: ByteVocabulary,
+  vocabulary: Vocabulary,
   config: EvalConfig,
   mesh: Mesh,
 ) -> Result:
@@ -99,19 +116,34 @@ def evaluate(
   model = evaluation_model(model, config)
   memory = init_memory(model, config.batch_size)
   memory = jax.device_put(memory, mesh_lib.by_rows(mesh, memory))
-  total = 0.0
+  total, starts_total = 0.0, 0.0
   for part in _batches(tokens, vocabulary.boundary, config):
     batch, counts_SBT = jax.device_put(part, mesh_lib.by_rows(mesh, part))
-    sum_SB, memory = _nll_sums(model, params, memory, batch, counts_SBT)
-    total += float(np.asarray(sum_SB, np.float64).sum())
+    sums, memory = _nll_sums(
+      model, vocabulary.mark, params, memory, batch, counts_SBT
+    )
+    sum_SB, starts_SB = np.asarray(jax.device_get(sums), np.float64)
+    total, starts_total = total + sum_SB.sum(), starts_total + starts_SB.sum()
   if not math.isfinite(total):
     raise InputError(f'the loss of the split is {total}: the model is broken')
-  targets = tokens[1:]
-  return Result(total, len(targets), vocabulary.characters(targets))
+  return Result(
+    float(total),
+    len(tokens) - 1,
+    vocabulary.characters(tokens[1:]),
+    int(_is_start(tokens[:-1], tokens[1:], vocabulary.mark).sum()),
+    float(starts_total),
+  )
+
+
+def _is_start(tokens: Array, targets: Array, mark: int | None) -> Array:
+  """Where a sentence begins after the end of another one."""
+  if mark is None:
+    return tokens < 0
+  return (tokens == mark) & (targets == mark)
 
 
 def _batches(
-  tokens: np.ndarray, boundary: int, config: EvalConfig
+  tokens: np.ndarray, boundary: int | None, config: EvalConfig
 ) -> Iterator[tuple[Batch, np.ndarray]]:
   sizes = dict(
     batch_size=config.batch_size,
@@ -123,15 +155,16 @@ def _batches(
   return sliding_batches(tokens, boundary, stride=config.stride, **sizes)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _nll_sums(
   model: ModelConfig,
+  mark: int | None,
   params: dict,
   memory: Memory,
   batch: Batch,
   counts_SBT: jax.Array,
-) -> tuple[jax.Array, Memory]:
-  """Summed losses of the targets that count, by segment and row."""
+) -> tuple[tuple[jax.Array, jax.Array], Memory]:
+  """Losses of the targets that count, and of the starts among them [S, B]."""
   starts_SBT = batch.starts_SBT if model.memory_start == 'empty' else None
   nll_SBT, memory = score_segments(
     model,
@@ -141,4 +174,7 @@ def _nll_sums(
     memory,
     starts_SBT=starts_SBT,
   )
-  return jnp.where(counts_SBT, nll_SBT, 0).sum(axis=-1), memory
+  nll_SBT = jnp.where(counts_SBT, nll_SBT, 0)
+  is_start_SBT = _is_start(batch.tokens_SBT, batch.targets_SBT, mark)
+  of_starts_SBT = jnp.where(is_start_SBT, nll_SBT, 0)
+  return (nll_SBT.sum(axis=-1), of_starts_SBT.sum(axis=-1)), memory

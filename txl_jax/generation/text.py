@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from txl_jax.config import Config, SampleConfig
-from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.data.vocabulary import Vocabulary
+from txl_jax.data.wikitext import from_wikitext, to_wikitext
 from txl_jax.generation.decode import generate
 from txl_jax.model.functional import log_probs, project_memory
 from txl_jax.model.memory import init_memory
@@ -16,7 +17,7 @@ from txl_jax.model.memory import init_memory
 def continue_text(
   config: Config,
   params: dict,
-  vocabulary: ByteVocabulary,
+  vocabulary: Vocabulary,
   prompt: str,
   sample: SampleConfig,
   seed: int,
@@ -41,12 +42,14 @@ def continue_text(
     attention_span=config.eval.attention_span,
     clamp_length=config.eval.clamp_length,
   )
-  ids = np.append(vocabulary.boundary, vocabulary.encode(prompt))
+  ids = vocabulary.encode_prompt(_written(prompt, config))
   memory = project_memory(model, params, init_memory(model, 1))
   # A long prompt is read in pieces, so that its cost grows linearly.
   *pieces, last = _pieces(ids.astype(np.int32), length)
   for piece in pieces:
-    starts_BT = jnp.asarray(piece == vocabulary.boundary)[None]
+    starts_BT = None
+    if vocabulary.boundary is not None:
+      starts_BT = jnp.asarray(piece == vocabulary.boundary)[None]
     _, memory = log_probs(
       model, params, piece[None], memory, starts_BT=starts_BT
     )
@@ -62,7 +65,26 @@ def continue_text(
     top_p=sample.top_p,
     boundary=vocabulary.boundary,
   )
-  return vocabulary.decode(tokens_BL[0])
+  before = vocabulary.decode(ids)
+  whole = vocabulary.decode(np.append(ids, tokens_BL[0]))
+  return _read(whole[len(before) :], config)
+
+
+def _written(prompt: str, config: Config) -> str:
+  """The prompt in the form of the corpus."""
+  return to_wikitext(prompt) if _is_wikitext(config) else prompt
+
+
+def _read(text: str, config: Config) -> str:
+  """The text as people write it."""
+  if not _is_wikitext(config):
+    return text
+  blank = ' ' if text.startswith(' ') else ''
+  return blank + from_wikitext(text.removeprefix(' '))
+
+
+def _is_wikitext(config: Config) -> bool:
+  return config.data.corpus in ('wikitext103', 'wikitext2')
 
 
 def _pieces(ids: np.ndarray, size: int) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from txl_jax.config import ModelConfig
 from txl_jax.conversion import dataclass_from_dict
-from txl_jax.data.vocabulary import ByteVocabulary, vocabulary_from_json
+from txl_jax.data.vocabulary import Vocabulary, vocabulary_from_json
 from txl_jax.errors import InputError
 from txl_jax.model.functional import init_params
 
@@ -27,7 +27,7 @@ def save_pretrained(
   directory: str | os.PathLike,
   config: ModelConfig,
   params: dict,
-  vocabulary: ByteVocabulary,
+  vocabulary: Vocabulary,
 ) -> None:
   """Writes a model in our export format.
 
@@ -49,7 +49,7 @@ def save_pretrained(
 
 def load_pretrained(
   directory: str | os.PathLike,
-) -> tuple[ModelConfig, dict, ByteVocabulary]:
+) -> tuple[ModelConfig, dict, Vocabulary]:
   """Reads a model in our export format.
 
   Args:
@@ -92,7 +92,7 @@ def _read_config(path: pathlib.Path) -> ModelConfig:
     raise InputError(f'{path}: {error}') from error
 
 
-def _read_vocabulary(path: pathlib.Path) -> ByteVocabulary:
+def _read_vocabulary(path: pathlib.Path) -> Vocabulary:
   try:
     return vocabulary_from_json(_read(path))
   except InputError as error:

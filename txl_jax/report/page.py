@@ -44,8 +44,9 @@ class _Run:
 
   @property
   def in_bits(self) -> bool:
-    """Whether the metrics know of characters; else perplexity is told."""
-    return any(finite(line.get('bpc')) is not None for line in self.lines)
+    """Whether bits per character are told; else perplexity is."""
+    told = any(finite(line.get('bpc')) is not None for line in self.lines)
+    return told and self.facts.get('measure') != 'ppl'
 
   def points(self, split: str, key: str) -> plots.Points:
     """Steps and finite values of a metric of a split."""
@@ -86,9 +87,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
 def _read(workdir: pathlib.Path) -> _Run:
   for name in ('config.json', 'metrics.jsonl'):
     if not (workdir / name).is_file():
-      raise InputError(
-        f'{workdir} is no work directory of txl_jax: it has no {name}'
-      )
+      raise InputError(f'{workdir} is no work directory: it has no {name}')
   return _Run(
     name=workdir.resolve().name,
     config=_read_json(workdir / 'config.json', {}),

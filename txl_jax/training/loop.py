@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from txl_jax.data.prefetch import prefetch
 from txl_jax.data.streams import Batch
 from txl_jax.errors import InputError, TrainingError
 from txl_jax.parallel import mesh as mesh_lib
@@ -50,7 +51,7 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Meter]:
   if had_some and not restored:
     setup.say('No whole checkpoint is left: starting from the beginning.')
   facts = _facts(setup, abstract.params, corpus)
-  setup.work.write_run(setup.config, facts)
+  setup.work.write_run(setup.config, setup.corpus.vocabulary, facts)
   _introduce(setup, facts)
   if restored:
     state, sums = restored
@@ -71,6 +72,7 @@ def _facts(setup: Setup, params: Any, corpus: dict) -> dict:
     'devices': f'{setup.mesh.size} x {devices[0].device_kind}',
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
     'corpus': corpus,
+    'measure': setup.corpus.vocabulary.measure,
   }
 
 
@@ -110,6 +112,18 @@ def _place(setup: Setup, batch: Batch) -> Batch:
   return jax.device_put(batch, mesh_lib.by_rows(setup.mesh, batch))
 
 
+def _load(setup: Setup, step: int) -> tuple[Batch, dict[str, int]]:
+  """The batch of a step on the devices, and what is counted of it."""
+  host_batch = setup.stream[step]
+  targets = scored(host_batch.targets_SBT, setup.config.train.loss)
+  counts = {
+    'tokens': targets.size,
+    'characters': setup.corpus.vocabulary.characters(targets),
+    'read': host_batch.targets_SBT.size,
+  }
+  return _place(setup, host_batch), counts
+
+
 def _run(
   setup: Setup,
   checkpoints: Checkpoints,
@@ -120,17 +134,15 @@ def _run(
   """The loop. A line of metrics is fetched while the next step computes."""
   train, late = setup.config.train, None
   meter.start()
-  for i in range(int(state.step), train.steps):
-    host_batch = setup.stream[i]
-    state, metrics = train_step(state, _place(setup, host_batch))
+  first = int(state.step)
+  batches = prefetch(lambda i: _load(setup, i), first, train.steps)
+  for i, (batch, counts) in enumerate(batches, first):
+    state, metrics = train_step(state, batch)
     if late:
       record_training(setup, late, i)
       meter.follow(late)
     done, late = i + 1, None
-    targets = scored(host_batch.targets_SBT, train.loss)
-    characters = setup.corpus.vocabulary.characters(targets)
-    read = host_batch.targets_SBT.size
-    meter.add(done, metrics, targets.size, characters, read)
+    meter.add(done, metrics, **counts)
     if _due(done, train.log_every_steps, train.steps):
       late, meter = meter, Meter()
     evaluating = _due(done, train.eval_every_steps, train.steps)

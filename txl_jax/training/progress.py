@@ -1,5 +1,7 @@
 """Lines for the metrics file and for the person who watches."""
 
+import math
+
 from txl_jax.evaluation.perplexity import Result
 from txl_jax.training.metrics import Meter
 from txl_jax.training.optimizer import make_schedule
@@ -16,9 +18,11 @@ def record_training(setup: Setup, meter: Meter, done: int) -> None:
   facts = {'tokens': done * per_step, 'learning_rate': rate}
   setup.metrics.append(step=done, split='train', **line, **facts)
   left = (train.steps - done) * per_step / line['tokens_per_second']
+  measure = setup.corpus.vocabulary.measure
+  value = line['bpc'] if measure == 'bpc' else math.exp(line['loss'])
   setup.say(
     f'step {done:>{len(str(train.steps))}}/{train.steps}  '
-    f'loss {line["loss"]:.3f}  bpc {line["bpc"]:.3f}  '
+    f'loss {line["loss"]:.3f}  {measure} {value:.3f}  '
     f'{line["tokens_per_second"]:,.0f} tokens/s  {_clock(left)} left'
   )
 
@@ -37,7 +41,8 @@ def record_result(setup: Setup, step: int, split: str, result: Result) -> None:
   setup.metrics.append(
     step=step, split=split, loss=figures.pop('nll'), **figures
   )
+  measure = setup.corpus.vocabulary.measure
   setup.say(
-    f'{split} at step {step:,}: loss {result.nll:.4f}  bpc {result.bpc:.4f}  '
-    f'({result.tokens:,} tokens)'
+    f'{split} at step {step:,}: loss {result.nll:.4f}  '
+    f'{measure} {getattr(result, measure):.4f}  ({result.tokens:,} tokens)'
   )

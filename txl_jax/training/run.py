@@ -7,7 +7,7 @@ from collections.abc import Callable
 from txl_jax.config import Config
 from txl_jax.conversion import from_config_dict, to_config_dict
 from txl_jax.data.corpora import load_corpus
-from txl_jax.data.vocabulary import ByteVocabulary
+from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
 from txl_jax.evaluation.perplexity import Result, evaluate
 from txl_jax.overrides import apply_overrides
@@ -28,17 +28,19 @@ class Run:
     params: of the newest checkpoint.
     step: of that checkpoint.
     vocabulary: of the model.
+    say: receives lines of progress.
   """
 
   work: WorkDir
   config: Config
   params: dict
   step: int
-  vocabulary: ByteVocabulary
+  vocabulary: Vocabulary
+  say: Callable[[str], None]
 
   def evaluate(self, split: str) -> Result:
     """Scores a split of the corpus that the run was trained on."""
-    corpus = load_corpus(self.config.data)
+    corpus = load_corpus(self.config.data, self.say)
     fingerprint = corpus.fingerprint()
     if fingerprint != self.work.corpus_fingerprint():
       raise InputError(
@@ -87,4 +89,5 @@ def load_run(
     return init_state(config, optimizer)
 
   params, step = restore_params(work.checkpoints, init, make_mesh(), say)
-  return Run(work, config, params, step, ByteVocabulary())
+  vocabulary = work.read_vocabulary()
+  return Run(work, config, params, step, vocabulary, say)

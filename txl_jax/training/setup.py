@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from txl_jax.config import Config
 from txl_jax.data.corpora import Corpus, check_vocabulary, load_corpus
+from txl_jax.data.sentences import SentenceStream
 from txl_jax.data.streams import TrainStream
 from txl_jax.errors import InputError
 from txl_jax.evaluation.perplexity import (
@@ -41,7 +42,7 @@ class Setup:
   config: Config
   corpus: Corpus
   mesh: Mesh
-  stream: TrainStream
+  stream: TrainStream | SentenceStream
   work: WorkDir
   say: Say
 
@@ -75,7 +76,7 @@ def set_up(config: Config, workdir: str | os.PathLike, say: Say) -> Setup:
     InputError: naming what does not fit.
   """
   config = _with_absolute_path(config)
-  corpus = load_corpus(config.data)
+  corpus = load_corpus(config.data, say)
   check_vocabulary(corpus, config.model.vocab_size)
   mesh = mesh_lib.make_mesh()
   train = config.train
@@ -95,14 +96,23 @@ def set_up(config: Config, workdir: str | os.PathLike, say: Say) -> Setup:
     raise InputError(
       "config.model.memory_start must be 'empty' for text made of documents"
     )
-  stream = TrainStream(
-    corpus.tokens['train'],
-    corpus.vocabulary.boundary,
+  stream = _stream(config, corpus)
+  return Setup(config, corpus, mesh, stream, WorkDir(workdir), say)
+
+
+def _stream(config: Config, corpus: Corpus) -> TrainStream | SentenceStream:
+  """What is read at each step: sentences in any order, or rows of the text."""
+  train, tokens = config.train, corpus.tokens['train']
+  sizes = dict(
     batch_size=train.batch_size,
     segment_length=train.segment_length,
     segments_per_step=train.segments_per_step,
+    seed=train.seed,
   )
-  return Setup(config, corpus, mesh, stream, WorkDir(workdir), say)
+  if corpus.vocabulary.mark is not None:
+    return SentenceStream(tokens, corpus.vocabulary.mark, **sizes)
+  boundary, roll = corpus.vocabulary.boundary, config.data.roll
+  return TrainStream(tokens, boundary, roll=roll, **sizes)
 
 
 def _with_absolute_path(config: Config) -> Config:

@@ -7,6 +7,7 @@ from typing import Any
 
 from txl_jax.config import Config
 from txl_jax.conversion import from_config_dict, to_config_dict
+from txl_jax.data.vocabulary import Vocabulary, vocabulary_from_json
 from txl_jax.errors import InputError
 
 # Fields that may change when a run continues; '' stands for a whole section.
@@ -21,7 +22,10 @@ FREE_FIELDS = frozenset(
     'model.unroll',
     'eval.',
     'sample.',
-    'data.path',  # the corpus itself is compared
+    # The corpus itself is compared.
+    'data.path',
+    'data.manual_dir',
+    'data.cache_dir',
   ]
 )
 
@@ -32,6 +36,7 @@ class WorkDir:
   Attributes:
     path: the folder.
     config: the configuration, as JSON.
+    vocabulary: what the token ids mean.
     run: what was found at the start: corpus, versions, devices, parameters.
     metrics: one JSON object a line.
     samples: generated text.
@@ -42,6 +47,7 @@ class WorkDir:
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
     self.config = self.path / 'config.json'
+    self.vocabulary = self.path / 'vocabulary.json'
     self.run = self.path / 'run.json'
     self.metrics = self.path / 'metrics.jsonl'
     self.samples = self.path / 'samples.json'
@@ -69,8 +75,20 @@ class WorkDir:
     """What was found when the run began."""
     return self._read_json(self.run)
 
-  def write_run(self, config: Config, facts: dict) -> None:
-    """Records configuration and facts."""
+  def read_vocabulary(self) -> Vocabulary:
+    """The vocabulary that the run was made with."""
+    try:
+      return vocabulary_from_json(self.vocabulary.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+      raise InputError(f'cannot read {self.vocabulary}: {error}') from error
+    except InputError as error:
+      raise InputError(f'{self.vocabulary}: {error}') from error
+
+  def write_run(
+    self, config: Config, vocabulary: Vocabulary, facts: dict
+  ) -> None:
+    """Records configuration, vocabulary and facts."""
+    write_text(self.vocabulary, vocabulary.to_json() + '\n')
     write_json(self.config, json.loads(to_config_dict(config).to_json()))
     write_json(self.run, facts)
 

@@ -104,7 +104,9 @@ class DataConfig:
   # Parts of your own text; the test part ends it, validation stands before.
   validation_fraction: float = 0.05
   test_fraction: float = 0.05
-  text_field: str = 'text'  # of JSON lines
+  # Or a data set of TensorFlow Datasets, each example a document.
+  tfds_name: str = ''
+  text_field: str = 'text'  # of JSON lines, or of those examples
   # Or one of the paper's corpora, with its splits and its vocabulary.
   corpus: Literal[
     '', 'enwik8', 'text8', 'wikitext103', 'wikitext2', 'ptb', 'lm1b'
@@ -120,8 +122,11 @@ class DataConfig:
 
   def __post_init__(self):
     _at_least(self, 1, 'min_count max_vocabulary')
+    for other in ('corpus', 'tfds_name'):
+      both = f"'' with {other} {getattr(self, other)!r}"
+      _require(not (getattr(self, other) and self.path), self, 'path', both)
     both = f"'' with corpus {self.corpus!r}"
-    _require(not (self.corpus and self.path), self, 'path', both)
+    _require(not (self.corpus and self.tfds_name), self, 'tfds_name', both)
     for name in ('validation_fraction', 'test_fraction'):
       _require(0 < getattr(self, name) < 0.5, self, name, 'in (0, 0.5)')
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from txl_jax.data import words
 from txl_jax.data.vocabulary import vocabulary_from_json
 from txl_jax.data.words import WordVocabulary
 from txl_jax.errors import InputError
@@ -106,3 +107,31 @@ def test_a_vocabulary_file_is_checked_by_line(tmp_path):
 def test_a_broken_vocabulary_is_one_sentence(values):
   with pytest.raises(InputError, match='kind'):
     vocabulary_from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize('times', [1, 300])
+@given(text=st.text())
+def test_words_are_those_of_pythons_split(times, text):
+  # Short texts and long ones are looked up in different ways.
+  text = text.encode(errors='ignore').decode() * times
+  vocabulary = WordVocabulary.of([text.encode()], unknown=True)
+  lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+  if not lines[-1]:
+    lines.pop()
+  expected = []
+  for line in lines:
+    expected += [*line.split(), '<eos>']
+  found = [vocabulary.words[i] for i in vocabulary.encode(text)]
+  assert found == expected
+
+
+@pytest.mark.parametrize('times', [1, 9000])
+def test_unknown_words_and_pieces(times, monkeypatch):
+  monkeypatch.setattr(words, 'PIECE', 1000)
+  known = WordVocabulary.of([b'one two\n'], unknown=True)
+  ids = known.encode('one three two\n' * times)
+  read = [known.words[i] for i in ids]
+  assert read == ['one', '<unk>', 'two', '<eos>'] * times
+  closed = WordVocabulary.of([b'one two\n'])
+  with pytest.raises(InputError, match="the word 'three' is not"):
+    closed.encode('one two\n' * times + 'three')

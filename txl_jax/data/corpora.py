@@ -71,7 +71,7 @@ def load_corpus(config: DataConfig, say: Say = print) -> Corpus:
   Raises:
     InputError: for a source that cannot be had or read.
   """
-  if config.corpus or config.tokenizer != 'bytes':
+  if config.corpus or config.tfds_name or config.tokenizer != 'bytes':
     return _prepared(config, say)
   return _own_text(config) if config.path else _standard_library()
 
@@ -80,7 +80,7 @@ def _prepared(config: DataConfig, say: Say) -> Corpus:
   # Here, since TFDS and what it brings take a second to import.
   from txl_jax.data.prepare import prepared
 
-  if not (config.corpus or config.path):
+  if not (config.corpus or config.tfds_name or config.path):
     raise InputError(
       "config.data.tokenizer must be 'bytes' for the library's own text, found "
       f'{config.tokenizer!r}'

@@ -1,9 +1,11 @@
 """From raw text to a prepared corpus, once."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,11 +14,17 @@ import numpy as np
 from txl_jax.config import DataConfig
 from txl_jax.data.builders import find_lm1b_vocabulary, read_corpus
 from txl_jax.data.cache import read_cache, write_cache
+from txl_jax.data.named import official_splits, read_named
 from txl_jax.data.sources import read_documents, source_fingerprint
 from txl_jax.data.splits import SPLITS, split_documents
-from txl_jax.data.subwords import load_subwords, train_subwords
+from txl_jax.data.subwords import (
+  SubwordVocabulary,
+  load_subwords,
+  train_subwords,
+)
 from txl_jax.data.symbols import SymbolVocabulary
 from txl_jax.data.vocabulary import (
+  ByteVocabulary,
   Vocabulary,
   id_type,
 )
@@ -26,6 +34,7 @@ from txl_jax.errors import InputError
 Say = Callable[[str], None]
 # Raises when what is prepared from the same source changes.
 VERSION = 1
+LARGE = 2**24  # bytes
 # Fields that do not change what is prepared.
 ELSEWHERE = ('manual_dir', 'cache_dir', 'path', 'roll', 'tokenizer_path')
 WORDS_FROM_TRAIN_ONLY = ('wikitext103',)
@@ -71,7 +80,8 @@ def _key(config: DataConfig) -> str:
     fields['subwords'] = _file_checksum(config.tokenizer_path)
   text = json.dumps({'version': VERSION, **fields}, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  name = config.corpus or pathlib.Path(config.path).stem
+  name = config.corpus or config.tfds_name or pathlib.Path(config.path).stem
+  name = re.sub('[^A-Za-z0-9_.-]', '-', name)
   return f'{name}-{digest}'
 
 
@@ -91,15 +101,32 @@ def _read(
   if config.corpus:
     texts = {split: _chunks(config, cache, say, split) for split in SPLITS}
     return config.corpus, _official(config, texts, say), texts
-  say(f'Reading {config.path}')
-  documents = list(
-    read_documents(config.path, text_field=config.text_field, utf8=True)
-  )
-  fractions = (config.validation_fraction, config.test_fraction)
-  parts = split_documents(documents, *fractions, config.path)
+  parts = _own_parts(config, cache, say)
   texts = {split: lambda split=split: iter(parts[split]) for split in SPLITS}
-  vocabulary = _own(config, parts)
-  return pathlib.Path(config.path).name, vocabulary, texts
+  name = config.tfds_name or pathlib.Path(config.path).name
+  return name, _own(config, parts), texts
+
+
+def _own_parts(
+  config: DataConfig, cache: pathlib.Path, say: Say
+) -> dict[str, list[bytes]]:
+  """The documents of each split."""
+  if config.tfds_name:
+    folder = str(cache / 'tensorflow_datasets')
+    parts = read_named(
+      config.tfds_name, text_field=config.text_field, data_dir=folder, say=say
+    )
+    if splits := official_splits(parts):
+      return splits
+    documents = list(itertools.chain.from_iterable(parts.values()))
+  else:
+    say(f'Reading {config.path}')
+    documents = list(
+      read_documents(config.path, text_field=config.text_field, utf8=True)
+    )
+  fractions = (config.validation_fraction, config.test_fraction)
+  name = config.tfds_name or config.path
+  return split_documents(documents, *fractions, name)
 
 
 def _chunks(
@@ -142,6 +169,8 @@ def _official(
 
 def _own(config: DataConfig, parts: dict[str, list[bytes]]) -> Vocabulary:
   train = parts['train']
+  if config.tokenizer == 'bytes':
+    return ByteVocabulary()
   if config.tokenizer == 'characters':
     # There is none for unknown characters, so all splits count.
     every = [text for split in SPLITS for text in parts[split]]
@@ -161,14 +190,31 @@ def _own(config: DataConfig, parts: dict[str, list[bytes]]) -> Vocabulary:
 
 
 def _encode(
-  vocabulary: Vocabulary,
-  texts: Iterator[bytes],
+  vocabulary: Vocabulary, texts: Iterator[bytes]
 ) -> Iterator[np.ndarray]:
-  kind = id_type(vocabulary.size)
-  boundary = [] if vocabulary.boundary is None else [vocabulary.boundary]
+  """The ids of texts, each a document if the vocabulary has a boundary."""
+  if isinstance(vocabulary, SubwordVocabulary):
+    encoded = vocabulary.encode_documents(texts)  # by several threads
+  elif vocabulary.boundary is None:
+    encoded = map(vocabulary.encode, _joined(texts))
+  else:
+    encoded = map(vocabulary.encode, texts)
+  if vocabulary.boundary is None:
+    return encoded
+  boundary = np.array([vocabulary.boundary], id_type(vocabulary.size))
+  return (np.concatenate([boundary, ids]) for ids in encoded)
+
+
+def _joined(texts: Iterator[bytes]) -> Iterator[bytes]:
+  """The same lines in larger texts, which take less time a word."""
+  parts: list[bytes] = []
   for text in texts:
-    ids = vocabulary.encode(text)
-    yield np.concatenate([np.array(boundary, kind), ids])
+    parts.append(text)
+    if sum(map(len, parts)) >= LARGE or not text.endswith(b'\n'):
+      yield b''.join(parts)
+      parts = []
+  if parts:
+    yield b''.join(parts)
 
 
 class _Progress:

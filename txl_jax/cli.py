@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 
-from txl_jax.errors import InputError, TrainingError
+from txl_jax.errors import InputError, Interrupted, TrainingError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     return _fail(error, 2)
   except TrainingError as error:
     return _fail(error, 1)
+  except Interrupted as notice:
+    return _fail(notice, 77)
   except BrokenPipeError:
     # The reader of our output (`| head`) has gone; stay silent at exit too.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,9 +87,21 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument(
     '--split', default='test', choices=('train', 'validation', 'test')
   )
-  _add_generate(command('generate', _generate, 'Continue a prompt.'))
+  _add_checkpoint(evaluate)
+  generate = command('generate', _generate, 'Continue a prompt.')
+  _add_checkpoint(generate)
+  _add_generate(generate)
   command('report', _report, 'Write report.html anew.')
   return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--checkpoint',
+    default='best',
+    choices=('best', 'last'),
+    help='of the lowest validation loss (default), or the newest',
+  )
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -120,63 +134,31 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
   values = apply_overrides(load_experiment(arguments.config), rest)
   config = from_config_dict(values)
+  from txl_jax.parallel import processes
+
+  processes.start_processes(preemption=True)
+  from txl_jax.report.page import write_report
+  from txl_jax.training.finish import finish
   from txl_jax.training.loop import train
   from txl_jax.training.setup import set_up
 
   setup = set_up(config, arguments.workdir, _say)
   state = train(setup)
-  _finish(setup, state)
+  if not finish(setup, state):
+    setup.say(
+      f'{setup.work.path} is finished: {int(state.step):,} steps, see '
+      f'{setup.work.report}\nStart over with `rm -r {setup.work.path}`, or go '
+      'on with a larger --config.train.steps.'
+    )
+  elif setup.is_main:
+    setup.say(f'Report: {write_report(setup.work.path)}')
   return 0
-
-
-def _finish(setup, state) -> None:
-  """Test loss, samples and report of a trained model, unless they exist."""
-  from txl_jax.training.progress import record_result
-
-  step, work = int(state.step), setup.work
-  tested = [
-    line
-    for line in setup.metrics.read()
-    if line['split'] == 'test' and line['step'] == step
-  ]
-  if tested and work.samples.exists() and work.report.exists():
-    _say(
-      f'{work.path} is finished: {step:,} steps, see {work.report}\n'
-      f'Start over with `rm -r {work.path}`, or go on with a larger '
-      '--config.train.steps.'
-    )
-    return
-  if not tested:
-    record_result(setup, step, 'test', setup.evaluate(state.params, 'test'))
-  _write_samples(setup, state.params)
-  _write_report(work)
-
-
-def _write_samples(setup, params: dict) -> None:
-  from txl_jax.generation.text import continue_text
-  from txl_jax.training.workdir import write_json
-
-  config, samples = setup.config, []
-  for seed, prompt in enumerate(config.sample.prompts):
-    text = continue_text(
-      config, params, setup.corpus.vocabulary, prompt, config.sample, seed
-    )
-    samples.append({'prompt': prompt, 'text': text})
-  write_json(setup.work.samples, samples)
-  for first in samples[:1]:
-    _say(f'Sample:\n{first["prompt"]}{first["text"]}')
-
-
-def _write_report(work) -> None:
-  from txl_jax.report.page import write_report
-
-  _say(f'Report: {write_report(work.path)}')
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
   from txl_jax.training.run import load_run
 
-  run = load_run(arguments.workdir, _say, rest)
+  run = load_run(arguments.workdir, _say, rest, arguments.checkpoint)
   result = run.evaluate(arguments.split)
   print(
     json.dumps(
@@ -196,7 +178,7 @@ def _generate(arguments: argparse.Namespace, rest: list[str]) -> int:
   from txl_jax.generation.text import continue_text
   from txl_jax.training.run import load_run
 
-  run = load_run(arguments.workdir, _say)
+  run = load_run(arguments.workdir, _say, None, arguments.checkpoint)
   names = ('length', 'temperature', 'top_k', 'top_p')
   given = {name: getattr(arguments, name) for name in names}
   changes = {name: v for name, v in given.items() if v is not None}
@@ -227,4 +209,7 @@ def _no_more(rest: list[str]) -> None:
 
 
 def _say(line: str) -> None:
-  print(line, flush=True)
+  import tqdm
+
+  with tqdm.tqdm.external_write_mode():  # the progress bar makes way
+    print(line, flush=True)

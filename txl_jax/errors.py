@@ -1,4 +1,4 @@
-"""The two ways in which a command ends without a traceback."""
+"""The ways in which a command ends early without a traceback."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,11 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
   """Training cannot go on. The command line exits with code 1."""
+
+
+class Interrupted(Exception):
+  """A signal stopped the run, and all is saved: the same command goes on.
+
+  The command line exits with code 77, which launchers take as a request to be
+  started again.
+  """

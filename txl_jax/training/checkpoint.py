@@ -1,5 +1,7 @@
 """Checkpoints of the complete train state, through Orbax."""
 
+import concurrent.futures
+import contextlib
 import logging
 import os
 import pathlib
@@ -11,46 +13,121 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from txl_jax.errors import InputError
+from txl_jax.errors import InputError, TrainingError
 from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.parallel import processes
 from txl_jax.training.checksums import find_damage, write_checksums
 from txl_jax.training.state import TrainState
 
+Say = Callable[[str], None]
+# Parts of the state that some runs do not have.
+OPTIONAL = ('average', 'plateau')
+
 
 class Checkpoints:
-  """The checkpoints of a work directory, newest last."""
+  """The checkpoints of a folder, newest last.
 
-  def __init__(self, folder: pathlib.Path, keep: int = 2):
+  They are written while training goes on. One counts from when its checksums
+  are there; only then are older ones deleted.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    keep: int = 2,
+    keep_every_steps: int | None = None,
+  ):
+    """Opens or makes the folder.
+
+    Args:
+      folder: of the checkpoints, each in a folder named by its step.
+      keep: so many newest ones are kept.
+      keep_every_steps: as are those of multiples of so many steps.
+    """
     # Orbax reports each save and restore; the loop has its own progress line.
     logging.getLogger('absl').setLevel(logging.ERROR)
     self._folder = folder.absolute()
-    self._keep = keep
+    self._keep, self._keep_every_steps = keep, keep_every_steps
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._saving: int | None = None
+    self._checking: concurrent.futures.Future | None = None
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(self._folder, options=options)
+    return ocp.CheckpointManager(self._folder)
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, ascending."""
     return sorted(self._manager.all_steps())
 
-  def save(self, state: TrainState, meter: dict) -> None:
-    """Saves the state, and the sums the metrics have reached."""
+  def save(self, state: TrainState, host: dict) -> None:
+    """Begins to save the state, and what the host knows beside it, as JSON.
+
+    Returns as soon as the state may change.
+
+    Raises:
+      TrainingError: if this or the checkpoint before cannot be written.
+    """
+    self.wait()
     step = int(state.step)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_storable(state)),
-        meter=ocp.args.JsonSave(meter),
-      ),
-    )
+    if step in self.steps():
+      return
+    self._saving = step
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_storable(state)),
+          host=ocp.args.JsonSave(host),
+        ),
+      )
+    except (OSError, ValueError) as error:
+      raise self._unwritten(error) from error
+
+  def poll(self) -> None:
+    """Lets a save that has been written be checked; never waits."""
+    if self._saving is None or self._checking is not None:
+      return
+    if processes.is_main() and not self._manager.is_saving_in_progress():
+      self._checking = self._thread.submit(self._check, self._saving)
+
+  def wait(self) -> None:
+    """Waits until the checkpoint is complete, then deletes old ones.
+
+    Raises:
+      TrainingError: if it could not be written.
+    """
+    if self._saving is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+      self.poll()
+      if self._checking is not None:
+        self._checking.result()
+    # Whatever the storage library raises for a full disk.
+    except Exception as error:
+      raise self._unwritten(error) from error
+    self._saving = self._checking = None
+    processes.barrier('checkpoint')
+    for step in self.steps()[: -self._keep]:
+      if not (self._keep_every_steps and step % self._keep_every_steps == 0):
+        self._manager.delete(step)
+
+  def _check(self, step: int) -> None:
+    self._manager.check_for_errors()
     write_checksums(self._folder / str(step))
 
+  def _unwritten(self, error: Exception) -> TrainingError:
+    whole = [step for step in self.steps() if step != self._saving]
+    intact = f'that of step {whole[-1]:,} is intact' if whole else 'it is none'
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return TrainingError(
+      f'the checkpoint of step {self._saving:,} cannot be written to '
+      f'{self._folder} ({reason[:300]}); {intact}'
+    )
+
   def restore(
-    self, abstract: TrainState, say: Callable[[str], None]
+    self, abstract: TrainState, say: Say
   ) -> tuple[TrainState, dict] | None:
     """The newest checkpoint that is whole, or None if there is none.
 
@@ -61,7 +138,7 @@ class Checkpoints:
       say: receives a sentence for each broken checkpoint.
     """
     for step in reversed(self.steps()):
-      damage = find_damage(self._folder / str(step))
+      damage = processes.agree(lambda: find_damage(self._folder / str(step)))
       if damage is None:
         return self._restore_step(step, abstract)
       aside = self._set_aside(step)
@@ -76,22 +153,26 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(_storable(abstract)),
-        meter=ocp.args.JsonRestore(),
+        host=ocp.args.JsonRestore(),
       ),
     )
-    return _from_storable(restored.state, abstract), restored.meter
+    return _from_storable(restored.state, abstract), restored.host
 
   def _set_aside(self, step: int) -> pathlib.Path:
     self._manager.close()
-    aside = self._folder.with_name('broken_checkpoints') / str(step)
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(self._folder / str(step), aside)
+    aside = self._folder.with_name(f'broken_{self._folder.name}') / str(step)
+    if processes.is_main():
+      aside.parent.mkdir(exist_ok=True)
+      shutil.rmtree(aside, ignore_errors=True)
+      os.replace(self._folder / str(step), aside)
+    processes.barrier('aside')
     self._manager = self._open()
     return aside
 
   def close(self) -> None:
-    """Releases Orbax's threads."""
+    """Waits, and releases Orbax's threads."""
+    self.wait()
+    self._thread.shutdown()
     self._manager.close()
 
 
@@ -119,27 +200,27 @@ def abstract_state(
   )
 
 
-def restore_params(
-  folder: pathlib.Path,
-  init: Callable[[], TrainState],
-  mesh: Mesh,
-  say: Callable[[str], None],
-) -> tuple[dict, int]:
-  """Parameters of the newest whole checkpoint, and its step.
+def has_checkpoints(folder: pathlib.Path) -> bool:
+  """Whether a folder holds a checkpoint, whole or not."""
+  return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+
+
+def restore_whole(
+  folder: pathlib.Path, init: Callable[[], TrainState], mesh: Mesh, say: Say
+) -> TrainState:
+  """The state of the newest whole checkpoint, on every device.
 
   Raises:
     InputError: if there is none.
   """
   restored = None
   if folder.is_dir():
-    checkpoints = Checkpoints(folder)
     abstract = abstract_state(init, mesh, by_rows=False)
-    restored = checkpoints.restore(abstract, say)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+      restored = checkpoints.restore(abstract, say)
   if restored is None:
     raise InputError(f'{folder} holds no checkpoint')
-  state, _ = restored
-  return state.params, int(state.step)
+  return restored[0]
 
 
 def _storable(state: TrainState) -> dict[str, Any]:
@@ -153,6 +234,9 @@ def _storable(state: TrainState) -> dict[str, Any]:
   }
   if state.memory.length:
     tree['hidden'] = state.memory.hidden_NBMD
+  for name in OPTIONAL:
+    if getattr(state, name) is not None:
+      tree[name] = getattr(state, name)
   return tree
 
 
@@ -168,4 +252,5 @@ def _from_storable(tree: dict[str, Any], abstract: TrainState) -> TrainState:
     opt_state=tree['opt_state'],
     memory=memory.replace(hidden_NBMD=hidden, valid_B=tree['valid']),
     key=tree['key'],
+    **{name: tree.get(name) for name in OPTIONAL},
   )

@@ -1,172 +1,204 @@
 """The training run: from a configuration to a finished work directory."""
 
-import platform
+import contextlib
 import time
-from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
+from txl_jax.config import TrainConfig
 from txl_jax.data.prefetch import prefetch
 from txl_jax.data.streams import Batch
-from txl_jax.errors import InputError, TrainingError
+from txl_jax.errors import InputError, Interrupted, TrainingError
 from txl_jax.parallel import mesh as mesh_lib
-from txl_jax.training.checkpoint import Checkpoints, abstract_state
-from txl_jax.training.metrics import Meter
-from txl_jax.training.optimizer import make_optimizer
-from txl_jax.training.progress import record_result, record_training
+from txl_jax.parallel import processes
+from txl_jax.parallel.loading import place
+from txl_jax.training.checkpoint import Checkpoints
+from txl_jax.training.compile import compile_step
+from txl_jax.training.meter import Meter
+from txl_jax.training.norms import group_norms
+from txl_jax.training.profile import Profile
+from txl_jax.training.progress import (
+  listen,
+  progress_bar,
+  record_result,
+  record_training,
+)
+from txl_jax.training.schedules import after_validation
 from txl_jax.training.setup import Setup
+from txl_jax.training.start import Notes, start
 from txl_jax.training.state import TrainState
-from txl_jax.training.step import make_train_step, scored
+from txl_jax.training.step import scored
 
 
 def train(setup: Setup) -> TrainState:
   """Trains until `config.train.steps`, from the newest checkpoint if any.
 
   Raises:
-    InputError: if the work directory holds another run.
-    TrainingError: if the loss is not finite.
+    InputError: if the work directory holds another run, or is in use.
+    TrainingError: if losses stay not finite, or the disk cannot be written.
+    Interrupted: after a signal to stop, when all is saved.
   """
   setup.work.create()
-  checkpoints = Checkpoints(
-    setup.work.checkpoints, setup.config.train.keep_checkpoints
-  )
-  state, meter = _start(setup, checkpoints)
-  if int(state.step) < setup.config.train.steps:
-    step = _compile(setup, state)
-    state = _run(setup, checkpoints, step, state, meter)
-  checkpoints.close()
+  config = setup.config.train
+  with setup.work.locked():
+    checkpoints = Checkpoints(
+      setup.work.checkpoints,
+      config.keep_checkpoints,
+      config.keep_every_steps,
+    )
+    best = Checkpoints(setup.work.best, keep=1)
+    with contextlib.closing(checkpoints), contextlib.closing(best):
+      state, notes = start(setup, checkpoints)
+      listen(setup, int(state.step))
+      if int(state.step) < config.steps and not _enough(setup, notes):
+        state = _run(setup, checkpoints, best, state, notes)
   return state
 
 
-def _start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Meter]:
-  """The newest checkpoint, or the beginning of a new run."""
-  corpus = setup.corpus.summary()
-  if checkpoints.steps():
-    setup.work.check_same_run(setup.config, corpus)
-  abstract = abstract_state(setup.init, setup.mesh)
-  had_some = bool(checkpoints.steps())
-  restored = checkpoints.restore(abstract, setup.say)
-  if had_some and not restored:
-    setup.say('No whole checkpoint is left: starting from the beginning.')
-  facts = _facts(setup, abstract.params, corpus)
-  setup.work.write_run(setup.config, setup.corpus.vocabulary, facts)
-  _introduce(setup, facts)
-  if restored:
-    state, sums = restored
-    setup.metrics.drop_after(int(state.step))
-    setup.say(f'Going on from step {int(state.step):,}.')
-    return state, Meter(sums)
-  setup.metrics.drop_after(-1)
-  shardings = mesh_lib.state_shardings(setup.mesh, abstract)
-  return jax.jit(setup.init, out_shardings=shardings)(), Meter()
+def _enough(setup: Setup, notes: Notes) -> bool:
+  """Whether validation has stopped the run early."""
+  return notes.monitor.has_waited(setup.config.train.stop_after_validations)
 
 
-def _facts(setup: Setup, params: Any, corpus: dict) -> dict:
-  devices = setup.mesh.devices.flat
+def _batches(
+  setup: Setup, first: int
+) -> Iterator[tuple[int, Batch, list[dict[str, float]]]]:
+  """Steps done after each call, its batch on the devices, and its counts."""
+  train, per_call = setup.config.train, setup.config.train.steps_per_call
+
+  def load(call: int) -> tuple[int, Batch, list[dict[str, float]]]:
+    steps = range(call * per_call, (call + 1) * per_call)
+    batches = [setup.stream[step] for step in steps]
+    counts = [_counts(setup, batch) for batch in batches]
+    batch = Batch(*map(np.concatenate, zip(*batches)))
+    return steps.stop, place(setup.mesh, batch, train.batch_size), counts
+
+  return prefetch(load, first // per_call, train.steps // per_call)
+
+
+def _counts(setup: Setup, batch: Batch) -> dict[str, float]:
+  """Tokens of all rows, and this process's share of their characters."""
+  train, read = setup.config.train, batch.targets_SBT
+  targets = scored(read, train.loss)
+  n_rows = read.shape[1]
+  # Several processes may load the same rows.
+  copies = n_rows * jax.process_count() / train.batch_size
   return {
-    'txl_jax': version('txl_jax'),
-    'jax': jax.__version__,
-    'python': platform.python_version(),
-    'devices': f'{setup.mesh.size} x {devices[0].device_kind}',
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-    'corpus': corpus,
-    'measure': setup.corpus.vocabulary.measure,
+    'tokens': targets.size // n_rows * train.batch_size,
+    'characters': setup.corpus.vocabulary.characters(targets) / copies,
+    'read': read.size // n_rows * train.batch_size,
   }
-
-
-def _introduce(setup: Setup, facts: dict) -> None:
-  model, corpus = setup.config.model, facts['corpus']
-  sizes = ', '.join(
-    f'{len(ids):,} {split}' for split, ids in setup.corpus.tokens.items()
-  )
-  setup.say(f'Text     {corpus["name"]}: tokens {sizes}')
-  setup.say(
-    f'Model    {model.n_layers} layers of width {model.d_model}, memory '
-    f'{model.memory_length}, {facts["parameters"]:,} parameters'
-  )
-  setup.say(f'Devices  {facts["devices"]}, jax {facts["jax"]}')
-
-
-def _compile(setup: Setup, state: TrainState) -> Callable:
-  """The train step for this mesh, compiled ahead of the first batch."""
-  began = time.monotonic()
-  config = setup.config
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-  shardings = mesh_lib.state_shardings(setup.mesh, state)
-  batch = _place(setup, setup.stream[0])
-  step = jax.jit(
-    make_train_step(config.model, optimizer, loss=config.train.loss),
-    in_shardings=(shardings, mesh_lib.by_rows(setup.mesh, batch)),
-    out_shardings=(shardings, mesh_lib.replicated(setup.mesh)),
-    donate_argnums=0,
-  )
-  compiled = step.lower(state, batch).compile()
-  setup.say(f'Compiled in {time.monotonic() - began:.0f} s')
-  return compiled
-
-
-def _place(setup: Setup, batch: Batch) -> Batch:
-  """The batch on the devices."""
-  return jax.device_put(batch, mesh_lib.by_rows(setup.mesh, batch))
-
-
-def _load(setup: Setup, step: int) -> tuple[Batch, dict[str, int]]:
-  """The batch of a step on the devices, and what is counted of it."""
-  host_batch = setup.stream[step]
-  targets = scored(host_batch.targets_SBT, setup.config.train.loss)
-  counts = {
-    'tokens': targets.size,
-    'characters': setup.corpus.vocabulary.characters(targets),
-    'read': host_batch.targets_SBT.size,
-  }
-  return _place(setup, host_batch), counts
 
 
 def _run(
   setup: Setup,
   checkpoints: Checkpoints,
-  train_step: Callable,
+  best: Checkpoints,
   state: TrainState,
-  meter: Meter,
+  notes: Notes,
 ) -> TrainState:
   """The loop. A line of metrics is fetched while the next step computes."""
-  train, late = setup.config.train, None
-  meter.start()
-  first = int(state.step)
-  batches = prefetch(lambda i: _load(setup, i), first, train.steps)
-  for i, (batch, counts) in enumerate(batches, first):
-    state, metrics = train_step(state, batch)
-    if late:
-      record_training(setup, late, i)
-      meter.follow(late)
-    done, late = i + 1, None
-    meter.add(done, metrics, **counts)
-    if _due(done, train.log_every_steps, train.steps):
-      late, meter = meter, Meter()
-    evaluating = _due(done, train.eval_every_steps, train.steps)
-    saving = _due(done, train.checkpoint_every_steps, train.steps)
-    if late and (evaluating or saving):
-      record_training(setup, late, done)
-      late = None
-    paused = time.monotonic()
-    if evaluating:
-      _validate(setup, state)
-    if saving:
-      checkpoints.save(state, meter.sums())
-    meter.skip_time(paused)
+  train, step, first = setup.config.train, None, int(state.step)
+  profile = Profile(setup.work.profile, first, train.profile_steps)
+  with progress_bar(train.steps, first) as bar, contextlib.closing(profile):
+    for done, batch, counts in _batches(setup, first):
+      if step is None:
+        step = compile_step(setup, state, batch)
+        notes.meter.start()
+      state, metrics = step(state, batch)
+      profile.after(done)
+      due = Due.after(done, train, processes.stop_requested(done))
+      _log(setup, notes, state, metrics, counts, done, due)
+      paused = time.monotonic()
+      if due.validation:
+        state = _validate(setup, best, state, notes)
+      enough = due.validation and _enough(setup, notes)
+      if due.checkpoint or enough:
+        checkpoints.save(state, notes.to_json())
+      checkpoints.poll()
+      best.poll()
+      notes.meter.skip_time(paused)
+      bar.update(len(counts))
+      if due.stop:
+        checkpoints.wait()
+        raise Interrupted(f'Stopped by a signal; step {done:,} is saved.')
+      if enough:
+        setup.say(f'Validation gets no better: stopped at step {done:,}.')
+        break
   return state
 
 
-def _due(done: int, every: int, last: int) -> bool:
-  return done % every == 0 or done == last
+class Due(NamedTuple):
+  """What is to be done after a step."""
+
+  line: bool
+  validation: bool
+  checkpoint: bool
+  stop: bool
+
+  @classmethod
+  def after(cls, done: int, train: TrainConfig, stop: bool) -> 'Due':
+    """What the configuration wants; a stop wants a checkpoint."""
+    every = (
+      train.log_every_steps,
+      train.eval_every_steps,
+      train.checkpoint_every_steps,
+    )
+    last = done == train.steps
+    line, validation, checkpoint = (last or done % n == 0 for n in every)
+    return cls(line, validation, checkpoint or stop, stop)
 
 
-def _validate(setup: Setup, state: TrainState) -> None:
+def _log(
+  setup: Setup,
+  notes: Notes,
+  state: TrainState,
+  metrics: dict,
+  counts: list[dict[str, float]],
+  done: int,
+  due: Due,
+) -> None:
+  """Adds a call; records a line one call late, or at once before a pause."""
+  before = done - len(counts)
+  if notes.late:
+    _record(setup, notes, before)
+  notes.meter.add(before + 1, metrics, counts)
+  if due.line:
+    notes.meter.add_parameter_norms(_parameter_norms(state.params))
+    most = setup.config.train.max_skipped_steps
+    notes.late, notes.meter = notes.meter, Meter(most_skipped=most)
+  if notes.late and (due.validation or due.checkpoint):
+    _record(setup, notes, done)
+
+
+_parameter_norms = jax.jit(group_norms)
+
+
+def _record(setup: Setup, notes: Notes, done: int) -> None:
+  record_training(setup, notes.late, done)
+  notes.meter.follow(notes.late)
+  notes.late = None
+
+
+def _validate(
+  setup: Setup, best: Checkpoints, state: TrainState, notes: Notes
+) -> TrainState:
+  """Validates, keeps the best state, and lowers the rate on a plateau."""
   step = int(state.step)
   try:
-    result = setup.evaluate(state.params, 'validation')
+    result = setup.evaluate(setup.evaluated_params(state), 'validation')
   except InputError as error:
-    raise TrainingError(f'validation at step {step}: {error}') from error
+    raise TrainingError(f'validation at step {step:,}: {error}') from error
   record_result(setup, step, 'validation', result)
+  if state.plateau is not None:
+    plateau = after_validation(
+      setup.config.optimizer, state.plateau, result.nll
+    )
+    place = mesh_lib.replicated(setup.mesh)
+    state = state.replace(plateau=jax.device_put(plateau, place))
+  if notes.monitor.after(step, result.nll):
+    best.save(state, notes.to_json())
+  return state

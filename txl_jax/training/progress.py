@@ -2,25 +2,63 @@
 
 import math
 
+import jax
+import tqdm
+
+from txl_jax.conversion import to_config_dict
 from txl_jax.evaluation.perplexity import Result
-from txl_jax.training.metrics import Meter
-from txl_jax.training.optimizer import make_schedule
+from txl_jax.training import listeners
+from txl_jax.training.meter import Meter
 from txl_jax.training.setup import Setup
+from txl_jax.training.state import run_key
+
+
+def listen(setup: Setup, step: int) -> None:
+  """Sends metrics where the configuration wants them beside the file."""
+  if not setup.is_main:
+    return
+  train, work, all_of = setup.config.train, setup.work, setup.metrics.listeners
+  if train.tensorboard:
+    all_of.append(listeners.tensorboard(work.tensorboard, step + 1))
+  if train.wandb_project:
+    config = to_config_dict(setup.config).to_dict()
+    all_of.append(
+      listeners.weights_and_biases(train.wandb_project, work.path, config)
+    )
+
+
+def progress_bar(steps: int, first: int) -> tqdm.tqdm:
+  """A line that moves, on a terminal; nothing in the log of a batch job."""
+  return tqdm.tqdm(
+    total=steps, initial=first, unit='step', disable=None, leave=False
+  )
 
 
 def record_training(setup: Setup, meter: Meter, done: int) -> None:
   """Adds what the meter has summed up to a step, and says it."""
-  config, line = setup.config, meter.line()
-  schedule = make_schedule(config.optimizer, config.train.steps)
-  rate = float(schedule(done - 1))
-  train = config.train
-  per_step = train.batch_size * train.segment_length * train.segments_per_step
-  facts = {'tokens': done * per_step, 'learning_rate': rate}
+  line = meter.line()
+  key = run_key(setup.config.train.seed)
+  for skipped in meter.skipped:
+    own_key = jax.random.fold_in(key, skipped['step'] - 1)
+    skipped['key'] = jax.random.key_data(own_key).tolist()
+    setup.metrics.append(split='skipped', **skipped)
+    setup.say(
+      f'Skipped step {skipped["step"]:,}: the loss or the gradient of '
+      f'{", ".join(skipped["groups"]) or "nothing"} is not finite'
+    )
+  facts = setup.facts_of(done, line['tokens_per_second'])
   setup.metrics.append(step=done, split='train', **line, **facts)
-  left = (train.steps - done) * per_step / line['tokens_per_second']
+  if 'loss' in line:
+    setup.say(_progress(setup, done, line))
+
+
+def _progress(setup: Setup, done: int, line: dict) -> str:
+  train = setup.config.train
+  left = (train.steps - done) * train.tokens_per_step
+  left /= line['tokens_per_second']
   measure = setup.corpus.vocabulary.measure
   value = line['bpc'] if measure == 'bpc' else math.exp(line['loss'])
-  setup.say(
+  return (
     f'step {done:>{len(str(train.steps))}}/{train.steps}  '
     f'loss {line["loss"]:.3f}  {measure} {value:.3f}  '
     f'{line["tokens_per_second"]:,.0f} tokens/s  {_clock(left)} left'
@@ -35,11 +73,13 @@ def _clock(seconds: float) -> str:
   )
 
 
-def record_result(setup: Setup, step: int, split: str, result: Result) -> None:
+def record_result(
+  setup: Setup, step: int, split: str, result: Result, **facts: int
+) -> None:
   """Adds an evaluation, and says it."""
   figures = result.to_json()
   setup.metrics.append(
-    step=step, split=split, loss=figures.pop('nll'), **figures
+    step=step, split=split, loss=figures.pop('nll'), **figures, **facts
   )
   measure = setup.corpus.vocabulary.measure
   setup.say(

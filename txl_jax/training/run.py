@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Literal
 
 from txl_jax.config import Config
 from txl_jax.conversion import from_config_dict, to_config_dict
@@ -12,7 +13,8 @@ from txl_jax.errors import InputError
 from txl_jax.evaluation.perplexity import Result, evaluate
 from txl_jax.overrides import apply_overrides
 from txl_jax.parallel.mesh import make_mesh
-from txl_jax.training.checkpoint import restore_params
+from txl_jax.training.averaging import averaged
+from txl_jax.training.checkpoint import has_checkpoints, restore_whole
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.state import init_state
 from txl_jax.training.workdir import WorkDir
@@ -25,7 +27,7 @@ class Run:
   Attributes:
     work: the work directory.
     config: the experiment.
-    params: of the newest checkpoint.
+    params: of a checkpoint; averages, if the run keeps them.
     step: of that checkpoint.
     vocabulary: of the model.
     say: receives lines of progress.
@@ -61,6 +63,7 @@ def load_run(
   workdir: str | os.PathLike,
   say: Callable[[str], None],
   overrides: list[str] | None = None,
+  checkpoint: Literal['best', 'last'] = 'best',
 ) -> Run:
   """Reads a run.
 
@@ -68,6 +71,8 @@ def load_run(
     workdir: its folder.
     say: receives a sentence about each broken checkpoint.
     overrides: `--config.eval.FIELD=VALUE` arguments.
+    checkpoint: the one with the lowest validation loss, if there has been a
+      validation, or the newest one.
 
   Raises:
     InputError: if the folder holds no run, or another section is overridden.
@@ -88,6 +93,10 @@ def load_run(
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     return init_state(config, optimizer)
 
-  params, step = restore_params(work.checkpoints, init, make_mesh(), say)
+  folder = work.checkpoints
+  if checkpoint == 'best' and has_checkpoints(work.best):
+    folder = work.best
+  state = restore_whole(folder, init, make_mesh(), say)
+  params = averaged(config.optimizer, state.average, state.params)
   vocabulary = work.read_vocabulary()
-  return Run(work, config, params, step, vocabulary, say)
+  return Run(work, config, params, int(state.step), vocabulary, say)

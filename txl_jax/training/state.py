@@ -8,6 +8,8 @@ import optax
 from txl_jax.config import Config
 from txl_jax.model.functional import init_params
 from txl_jax.model.memory import Memory, init_memory
+from txl_jax.training.averaging import init_average
+from txl_jax.training.schedules import Plateau, init_plateau
 
 
 @flax.struct.dataclass
@@ -15,11 +17,13 @@ class TrainState:
   """Everything a run needs to continue as if it had not stopped.
 
   Attributes:
-    step: int32, updates done; the stream's position follows from it.
+    step: int32, steps done; the stream's position follows from it.
     params: the model's parameters.
     opt_state: the optimizer's state.
     memory: what each row remembers.
     key: typed PRNG key; step i draws from `fold_in(key, i)`.
+    average: of the parameters; None if there is none.
+    plateau: what validation has done to the learning rate; None if nothing.
   """
 
   step: jax.Array
@@ -27,18 +31,32 @@ class TrainState:
   opt_state: optax.OptState
   memory: Memory
   key: jax.Array
+  average: dict | None = None
+  plateau: Plateau | None = None
 
 
 def init_state(
   config: Config, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """The state before the first step, drawn from `config.train.seed`."""
-  params_key, key = jax.random.split(jax.random.key(config.train.seed))
+  params_key, key = _keys(config.train.seed)
   params = init_params(config.model, params_key)
+  falls = config.optimizer.schedule == 'plateau'
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
     memory=init_memory(config.model, config.train.batch_size),
     key=key,
+    average=init_average(config.optimizer, params),
+    plateau=init_plateau() if falls else None,
   )
+
+
+def run_key(seed: int) -> jax.Array:
+  """The key that a run draws from at each step."""
+  return _keys(seed)[1]
+
+
+def _keys(seed: int) -> jax.Array:
+  return jax.random.split(jax.random.key(seed))

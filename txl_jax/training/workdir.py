@@ -1,14 +1,18 @@
 """The work directory: everything a run leaves behind, under fixed names."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from txl_jax.config import Config
 from txl_jax.conversion import from_config_dict, to_config_dict
 from txl_jax.data.vocabulary import Vocabulary, vocabulary_from_json
 from txl_jax.errors import InputError
+from txl_jax.parallel import processes
 
 # Fields that may change when a run continues; '' stands for a whole section.
 FREE_FIELDS = frozenset(
@@ -18,6 +22,14 @@ FREE_FIELDS = frozenset(
     'train.eval_every_steps',
     'train.checkpoint_every_steps',
     'train.keep_checkpoints',
+    'train.keep_every_steps',
+    'train.steps_per_call',
+    'train.max_skipped_steps',
+    'train.stop_after_validations',
+    'train.tensorboard',
+    'train.wandb_project',
+    'train.profile_steps',
+    'mesh.',
     'model.remat',
     'model.unroll',
     'eval.',
@@ -41,7 +53,10 @@ class WorkDir:
     metrics: one JSON object a line.
     samples: generated text.
     report: the page.
-    checkpoints: the folder of checkpoints.
+    checkpoints: the folder of the newest checkpoints.
+    best: the folder of the checkpoint with the lowest validation loss.
+    tensorboard: events.
+    profile: the profiler's trace.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -53,6 +68,9 @@ class WorkDir:
     self.samples = self.path / 'samples.json'
     self.report = self.path / 'report.html'
     self.checkpoints = self.path / 'checkpoints'
+    self.best = self.path / 'best'
+    self.tensorboard = self.path / 'tensorboard'
+    self.profile = self.path / 'profile'
 
   def create(self) -> None:
     """Makes the folder; an InputError if that is impossible."""
@@ -62,6 +80,28 @@ class WorkDir:
       raise InputError(
         f'cannot make the work directory {self.path}: {error.strerror}'
       ) from error
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """While inside, no other run can use the folder.
+
+    The lock ends with the process, however that ends. Other processes of the
+    same run do not take it.
+
+    Raises:
+      InputError: if another run uses it.
+    """
+    if not processes.is_main():
+      yield
+      return
+    with (self.path / 'lock').open('a') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        raise InputError(
+          f'{self.path} is in use by another run; choose another --workdir'
+        ) from error
+      yield
 
   def read_config(self) -> Config:
     """The configuration that the run was made with."""

@@ -12,7 +12,7 @@ class TrainingError(RuntimeError):
   """Training cannot go on. The command line exits with code 1."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818, it is none
   """A signal stopped the run, and all is saved: the same command goes on.
 
   The command line exits with code 77, which launchers take as a request to be

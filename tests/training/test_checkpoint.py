@@ -17,7 +17,7 @@ from txl_jax.parallel.mesh import make_mesh, state_shardings
 from txl_jax.training.checkpoint import (
   Checkpoints,
   abstract_state,
-  restore_params,
+  restore_whole,
 )
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.state import TrainState, init_state
@@ -144,15 +144,17 @@ def test_parameters_are_restored_for_evaluation(tmp_path):
   # Three devices do not divide the rows, nor need they for evaluation.
   for n_devices in (1, 3, 8):
     mesh = make_mesh(devices=jax.devices()[:n_devices])
-    params, step = restore_params(tmp_path, _init(), mesh, pytest.fail)
-    assert step == 7
+    restored = restore_whole(tmp_path, _init(), mesh, pytest.fail)
+    assert int(restored.step) == 7
     for x, y in zip(
-      jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True
+      jax.tree.leaves(restored.params),
+      jax.tree.leaves(state.params),
+      strict=True,
     ):
       assert _bits(x) == _bits(y)
       assert x.sharding.is_fully_replicated
   with pytest.raises(InputError, match='nowhere holds no checkpoint'):
-    restore_params(tmp_path / 'nowhere', _init(), make_mesh(), pytest.fail)
+    restore_whole(tmp_path / 'nowhere', _init(), make_mesh(), pytest.fail)
   assert not (tmp_path / 'nowhere').exists()
 
 
@@ -289,5 +291,5 @@ def test_all_broken_leaves_nothing_but_says_so(saved, tmp_path):
   assert len(said) == 2
   folder = tmp_path / 'evaluate' / 'checkpoints'
   with pytest.raises(InputError, match='holds no checkpoint'):
-    restore_params(folder, _init(), make_mesh(), said.append)
+    restore_whole(folder, _init(), make_mesh(), said.append)
   assert len(said) == 4

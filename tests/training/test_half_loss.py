@@ -11,7 +11,7 @@ import pytest
 import txl_jax
 from txl_jax.config import Config, TrainConfig
 from txl_jax.data.streams import TrainStream
-from txl_jax.training.metrics import Meter
+from txl_jax.training.meter import Meter
 from txl_jax.training.state import init_state
 from txl_jax.training.step import make_train_step, scored
 
@@ -74,8 +74,10 @@ def test_gradient_loss_and_count_are_those_of_the_last_halves():
 
 def test_the_line_divides_by_what_is_scored_and_times_what_is_read():
   meter = Meter()
-  metrics = {'loss_sum': 30.0, 'gradient_norm': 1.0}
-  meter.add(1, metrics, tokens=10, characters=10, read=2_000_000)
+  metrics = {'loss_sum': np.float32(30), 'gradient_norm': np.float32(1)}
+  metrics |= {'gradient_norms': {}, 'skipped': np.bool_(False)}
+  counts = {'tokens': 10, 'characters': 10, 'read': 2_000_000}
+  meter.add(1, metrics, [counts])
   line = meter.line()
   assert line['loss'] == 3.0
   assert line['tokens_per_second'] > 10_000

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -138,7 +139,8 @@ class Checkpoints:
       say: receives a sentence for each broken checkpoint.
     """
     for step in reversed(self.steps()):
-      damage = processes.agree(lambda: find_damage(self._folder / str(step)))
+      folder = self._folder / str(step)
+      damage = processes.agree(functools.partial(find_damage, folder))
       if damage is None:
         return self._restore_step(step, abstract)
       aside = self._set_aside(step)
@@ -168,6 +170,12 @@ class Checkpoints:
     processes.barrier('aside')
     self._manager = self._open()
     return aside
+
+  def drop_after(self, step: int) -> None:
+    """Deletes those of later steps: the run goes on from this one."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
 
   def close(self) -> None:
     """Waits, and releases Orbax's threads."""

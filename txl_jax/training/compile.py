@@ -24,15 +24,13 @@ def compile_step(setup: Setup, state: TrainState, batch: Batch) -> Callable:
   """
   began = time.monotonic()
   config = setup.config
-  average = None
-  if config.optimizer.average != 'none':
-    average = functools.partial(_average, config)
+  average = functools.partial(_average, config)
   step = make_train_step(
     config.model,
     setup.optimizer,
     loss=config.train.loss,
     row_chunks=config.train.row_chunks,
-    average=average,
+    average=None if state.average is None else average,
   )
   if config.train.steps_per_call > 1:
     step = several_steps(step, config.train.steps_per_call)

@@ -52,8 +52,9 @@ def train(setup: Setup) -> TrainState:
     best = Checkpoints(setup.work.best, keep=1)
     with contextlib.closing(checkpoints), contextlib.closing(best):
       state, notes = start(setup, checkpoints)
-      listen(setup, int(state.step))
+      best.drop_after(int(state.step))
       if int(state.step) < config.steps and not _enough(setup, notes):
+        listen(setup, int(state.step))
         state = _run(setup, checkpoints, best, state, notes)
   return state
 

@@ -77,8 +77,7 @@ class Meter:
     for first, metrics, counts in pending:
       metrics = jax.device_get(metrics)
       for i, count in enumerate(counts):
-        one = jax.tree.map(lambda x: x[i] if x.ndim else x, metrics)
-        if self._add(first + i, one, count):
+        if self._add(first + i, _one(metrics, i), count):
           characters += count['characters']
     self._sums['characters'] += round(processes.total(characters))
     return dict(self._sums)
@@ -125,8 +124,15 @@ class Meter:
       line['gradient_norm'] = round(self._norms.pop('all'), 6)
       line['gradient_norms'] = _rounded(self._norms)
       line['parameter_norms'] = _rounded(jax.device_get(self._parameter_norms))
-    line['tokens_per_second'] = round(self._read / (self.ended - self._started), 1)
+    line['tokens_per_second'] = round(
+      self._read / (self.ended - self._started), 1
+    )
     return line
+
+
+def _one(metrics: dict, i: int) -> dict:
+  """The metrics of step i of a call that may have taken several."""
+  return jax.tree.map(lambda x: x[i] if x.ndim else x, metrics)
 
 
 def _rounded(norms: dict) -> dict:

@@ -1,5 +1,8 @@
 """Stub until merged."""
-import flax, jax, jax.numpy as jnp
+
+import flax
+import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -17,6 +20,3 @@ def after_validation(config, plateau, loss):
 
 def in_steps(config, tokens_per_step):
   return config
-
-
-from txl_jax.training.optimizer import make_schedule

@@ -40,9 +40,7 @@ class Notes:
     return {'sums': self.meter.sums(), 'monitor': self.monitor.to_json()}
 
 
-def start(
-  setup: Setup, checkpoints: Checkpoints
-) -> tuple[TrainState, Notes]:
+def start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Notes]:
   """The newest checkpoint, or the beginning of a new run."""
   corpus = setup.corpus.summary()
   had_some = bool(checkpoints.steps())

@@ -212,6 +212,24 @@ class SampleConfig:
     _require(inside, self, 'top_p', 'in (0, 1]')
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The devices as a grid. One axis may be -1: all devices that are left."""
+
+  # Rows of the batch are divided over `data` and `fsdp` together.
+  data: int = -1
+  fsdp: int = 1  # divides parameters and their optimizer state as well
+  tensor: int = 1  # divides heads, feed-forward width and vocabulary
+
+  def __post_init__(self):
+    filled, expected = None, 'at least 1, or -1 for all devices that are left'
+    for name, value in dataclasses.asdict(self).items():
+      _require(value >= 1 or value == -1, self, name, expected)
+      if value == -1:
+        _require(not filled, self, name, f'at least 1, as {filled} is -1')
+        filled = name
+
+
 def _default(cls: type) -> Any:
   return dataclasses.field(default_factory=cls)
 
@@ -226,6 +244,7 @@ class Config:
   train: TrainConfig = _default(TrainConfig)
   eval: EvalConfig = _default(EvalConfig)
   sample: SampleConfig = _default(SampleConfig)
+  mesh: MeshConfig = _default(MeshConfig)
 
 
 def check_span(config: Any, section: str) -> None:

@@ -30,7 +30,7 @@ def test_both_conventions():
   tokens = VOCABULARY.encode('the cat\nthe dog dog\n\nthe bird\n')
   params = txl_jax.init_params(MODEL, jax.random.key(0))
   config = EvalConfig(batch_size=1, segment_length=7, memory_length=50)
-  mesh = make_mesh(jax.devices()[:1])
+  mesh = make_mesh(devices=jax.devices()[:1])
   result = evaluate(MODEL, params, tokens, VOCABULARY, config, mesh)
   nll_BT, _ = txl_jax.score(
     MODEL,
@@ -53,7 +53,7 @@ def test_other_texts_have_one_convention():
   tokens = words.encode('the cat\n\nthe dog\n')
   params = txl_jax.init_params(MODEL, jax.random.key(0))
   config = EvalConfig(batch_size=1, segment_length=7, memory_length=50)
-  mesh = make_mesh(jax.devices()[:1])
+  mesh = make_mesh(devices=jax.devices()[:1])
   model = dataclasses.replace(MODEL)
   result = evaluate(model, params, tokens, words, config, mesh)
   assert result.starts == 0

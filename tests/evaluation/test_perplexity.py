@@ -40,7 +40,7 @@ def _text(n: int) -> np.ndarray:
 
 
 def _evaluate(tokens: np.ndarray, n_devices: int = 1, **options):
-  mesh = make_mesh(jax.devices()[:n_devices])
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
   config = EvalConfig(**options)
   return evaluate(MODEL, _params(), tokens, ByteVocabulary(), config, mesh)
 
@@ -104,7 +104,7 @@ def test_a_unigram_model_gets_the_sum_over_its_targets(n, rows, length, memory):
   config = EvalConfig(
     batch_size=rows, segment_length=length, memory_length=memory
   )
-  mesh = make_mesh(jax.devices()[:1])
+  mesh = make_mesh(devices=jax.devices()[:1])
   result = evaluate(MODEL, params, tokens, ByteVocabulary(), config, mesh)
   nll_V = np.log(np.exp(bias_V).sum()) - bias_V
   assert result.nll_sum == pytest.approx(nll_V[tokens[1:]].sum(), rel=1e-6)
@@ -153,7 +153,7 @@ def test_rows_that_do_not_divide():
 def test_a_broken_model_is_not_given_a_number():
   broken = jax.tree.map(lambda x: x * np.nan, _params())
   config = EvalConfig(batch_size=1, segment_length=16, memory_length=5)
-  mesh = make_mesh(jax.devices()[:1])
+  mesh = make_mesh(devices=jax.devices()[:1])
   with pytest.raises(InputError, match='nan'):
     evaluate(MODEL, broken, _text(40), ByteVocabulary(), config, mesh)
 

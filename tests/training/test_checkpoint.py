@@ -48,12 +48,12 @@ def _state(step: int, n_devices: int = 8, memory_length: int = 4) -> TrainState:
     return random.normal(size=leaf.shape).astype(leaf.dtype)
 
   state = jax.tree.map(draw, shapes).replace(step=np.int32(step))
-  mesh = make_mesh(jax.devices()[:n_devices])
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
   return jax.device_put(state, state_shardings(mesh, shapes))
 
 
 def _abstract(n_devices: int = 8, memory_length: int = 4) -> TrainState:
-  mesh = make_mesh(jax.devices()[:n_devices])
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
   return abstract_state(_init(memory_length), mesh)
 
 
@@ -143,7 +143,7 @@ def test_parameters_are_restored_for_evaluation(tmp_path):
   _save(tmp_path, _state(3), state)
   # Three devices do not divide the rows, nor need they for evaluation.
   for n_devices in (1, 3, 8):
-    mesh = make_mesh(jax.devices()[:n_devices])
+    mesh = make_mesh(devices=jax.devices()[:n_devices])
     params, step = restore_params(tmp_path, _init(), mesh, pytest.fail)
     assert step == 7
     for x, y in zip(

@@ -88,7 +88,7 @@ def _run(step, state: TrainState, batches: list) -> tuple[TrainState, list]:
 
 def _train(stream: TrainStream, n_devices: int) -> tuple[TrainState, list]:
   """Five updates, compiled as the loop does."""
-  mesh = mesh_lib.make_mesh(jax.devices()[:n_devices])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:n_devices])
   state = _start()
   state_sharding = mesh_lib.state_shardings(mesh, state)
   batch_sharding = mesh_lib.by_rows(mesh, stream[0])

@@ -10,16 +10,13 @@ from txl_jax.config import (
   Config,
   DataConfig,
   EvalConfig,
+  MeshConfig,
   ModelConfig,
   OptimizerConfig,
   SampleConfig,
   TrainConfig,
 )
-from txl_jax.conversion import (
-  default_config,
-  from_config_dict,
-  to_config_dict,
-)
+from txl_jax.conversion import default_config, from_config_dict, to_config_dict
 from txl_jax.errors import InputError
 
 OPTIONAL = [
@@ -52,6 +49,7 @@ def _unusual() -> Config:
     TrainConfig(7, 6, 5, 4, 'half', 3, 2, 8, 9, 10),
     EvalConfig(3, 4, 0, 1, 7, 2),
     SampleConfig(('a', 'b'), 3, 0.5, 4, 0.25),
+    MeshConfig(2, 3, -1),
   )
 
 

@@ -1,7 +1,7 @@
 """How the operators meet a mesh of devices that they do not know.
 
 While a program is traced, `parallel/` binds logical axes to axes of its mesh.
-Where nothing is bound, nothing is divided, and both functions do nothing.
+Where nothing is bound, nothing is divided, and all of this does nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 Axis = Literal['rows', 'heads', 'vocabulary'] | None
 # The mesh itself is JAX's context mesh, by which `jax.jit` tells programs that
-# it has traced apart; inside `per_row_shard` it has fewer axes left to divide.
+# it has traced apart; inside `per_shard` it has fewer axes left to divide.
 _BOUND = contextvars.ContextVar('bound', default=None)
 
 
@@ -60,61 +60,85 @@ def constrain(x: jax.Array, *logical: Axis) -> jax.Array:
 def per_row_shard(
   function: Callable, row_axes: tuple[int | None, ...], out_axis: int
 ) -> Callable:
-  """A function that each group of rows computes for itself.
-
-  For what XLA cannot divide by itself, such as a sort of all tokens. The other
-  mesh axes stay XLA's, and gradients of what all rows share are summed, in
-  float32 or wider. Rows that cannot be divided evenly stay together.
+  """`per_shard` over the rows alone.
 
   Args:
-    function: of as many pytrees as there are row axes, to one array. It must
-      not draw random numbers: each group of rows would draw the same.
+    function: of as many pytrees as there are row axes, to one array.
     row_axes: the axis of rows in every leaf of each argument; None = shared.
     out_axis: the axis of rows in the result.
   """
-  parts = _parts('rows')
-  if parts == 1:
+
+  def logical(axis: int | None) -> tuple[Axis, ...]:
+    return () if axis is None else (*(None,) * axis, 'rows')
+
+  return per_shard(function, tuple(map(logical, row_axes)), logical(out_axis))
+
+
+def per_shard(
+  function: Callable,
+  in_axes: tuple[tuple[Axis, ...], ...],
+  out_axes: tuple[Axis, ...],
+) -> Callable:
+  """A function that each shard along the named axes computes for itself.
+
+  For what XLA cannot divide by itself, such as a kernel, or a sort of all
+  tokens. Mesh axes that are not named stay XLA's, and gradients of what several
+  shards have in common are summed, in float32 or wider. What cannot be divided
+  evenly stays together.
+
+  Args:
+    function: of as many pytrees as there are in_axes, to one array. It must not
+      draw random numbers: each shard would draw the same.
+    in_axes: the first logical axes of every leaf of each argument.
+    out_axes: those of the result.
+  """
+  if not _bound_axes():
     return function
 
-  def whole_or_divided(*arguments: Any) -> jax.Array:
-    for axis, argument in zip(row_axes, arguments, strict=True):
-      leaves = [] if axis is None else jax.tree.leaves(argument)
-      if any(leaf.shape[axis] % parts for leaf in leaves):
-        return function(*arguments)
-    return _divided(function, row_axes, out_axis, arguments)
+  def divided(*arguments: Any) -> jax.Array:
+    names = {name for name in sum(in_axes, ()) if _parts(name) > 1}
+    for logical, argument in zip(in_axes, arguments, strict=True):
+      for leaf in jax.tree.leaves(argument):
+        sizes = zip(leaf.shape, logical)
+        names -= {name for size, name in sizes if size % _parts(name)}
+    if not names:
+      return function(*arguments)
+    return _divided(function, in_axes, out_axes, names, arguments)
 
-  return whole_or_divided
+  return divided
 
 
 def _divided(
   function: Callable,
-  row_axes: tuple[int | None, ...],
-  out_axis: int,
+  in_axes: tuple[tuple[Axis, ...], ...],
+  out_axes: tuple[Axis, ...],
+  names: set[Axis],
   arguments: tuple,
 ) -> jax.Array:
-  axes = dict(_bound_axes())
-  rows = axes.pop('rows')
+  bound = _bound_axes()
+  ours = {axis for name in names for axis in bound[name]}
+  left = {name: axes for name, axes in bound.items() if not ours & set(axes)}
 
-  def spec(axis: int | None) -> PartitionSpec:
-    return PartitionSpec(*(None,) * (axis or 0), None if axis is None else rows)
+  def spec(logical: tuple[Axis, ...]) -> PartitionSpec:
+    return PartitionSpec(*(bound[x] if x in names else None for x in logical))
 
-  def of_one_group(*parts: Any) -> jax.Array:
-    with _bound(axes):
+  def of_one_shard(*parts: Any) -> jax.Array:
+    with _bound(left):
       return function(*jax.tree.map(_as_type_of, arguments, parts))
 
   run = jax.shard_map(
-    of_one_group,
-    in_specs=tuple(map(spec, row_axes)),
-    out_specs=spec(out_axis),
-    axis_names=set(rows),
+    of_one_shard,
+    in_specs=tuple(map(spec, in_axes)),
+    out_specs=spec(out_axes),
+    axis_names=ours,
     # So that what is shared and what is not may meet in a loop's state.
     check_vma=False,
   )
   # Gradients of what is shared are summed in the type in which it comes in.
   return run(
     *(
-      jax.tree.map(_widened, argument) if axis is None else argument
-      for axis, argument in zip(row_axes, arguments)
+      argument if names <= set(logical) else jax.tree.map(_widened, argument)
+      for logical, argument in zip(in_axes, arguments)
     )
   )
 

@@ -37,6 +37,7 @@ def _fail(message: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+  from txl_jax.benchmark.command import add_bench
   from txl_jax.overrides import field_names
 
   parser = argparse.ArgumentParser(
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   _add_generate(command('generate', _generate, 'Continue a prompt.'))
   command('report', _report, 'Write report.html anew.')
+  add_bench(commands, fields)
   return parser
 
 

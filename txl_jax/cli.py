@@ -39,6 +39,7 @@ def _fail(message: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+  from txl_jax.benchmark.command import add_bench
   from txl_jax.overrides import field_names
 
   parser = argparse.ArgumentParser(
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_checkpoint(generate)
   _add_generate(generate)
   command('report', _report, 'Write report.html anew.')
+  add_bench(commands, fields)
   return parser
 
 

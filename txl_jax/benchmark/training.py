@@ -1,0 +1,128 @@
+"""The train step as training runs it, on random text, with the clock on."""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from txl_jax.benchmark.synthetic import random_batch
+from txl_jax.config import Config
+from txl_jax.errors import InputError
+from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.state import init_state
+from txl_jax.training.step import make_train_step
+
+# Batches that take turns; they lie on the devices beforehand.
+N_BATCHES = 4
+
+
+class Subject:
+  """A compiled train step, its state, and text for it to read.
+
+  The state is donated from step to step, as in training.
+  """
+
+  def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+    """Compiles the step and draws a state.
+
+    Args:
+      config: the experiment; its data are not read.
+      mesh: the devices.
+
+    Raises:
+      InputError: if the rows do not divide among the devices, or the memory of
+        a device is too small.
+    """
+    rows = config.train.batch_size
+    mesh_lib.check_rows(mesh, rows, 'config.train.batch_size')
+    self.config = config
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+
+    def init() -> Any:
+      return init_state(config, optimizer)
+
+    with memory_errors(config):
+      shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
+      self._state = jax.jit(init, out_shardings=shardings)()
+      batches = [
+        random_batch(config.model.vocab_size, config.train, seed)
+        for seed in range(N_BATCHES)
+      ]
+      by_rows = mesh_lib.by_rows(mesh, batches[0])
+      batches = [jax.device_put(batch, by_rows) for batch in batches]
+      step = jax.jit(
+        make_train_step(config.model, optimizer, loss=config.train.loss),
+        in_shardings=(shardings, by_rows),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+        donate_argnums=0,
+      )
+      self.compiled = step.lower(self._state, batches[0]).compile()
+    self._batches = itertools.cycle(batches)
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that a step reads."""
+    train = self.config.train
+    rows, segments = train.batch_size, train.segments_per_step
+    return rows * train.segment_length * segments
+
+  @property
+  def parameters(self) -> int:
+    """How many the model has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
+
+  def run(self, steps: int) -> None:
+    """Runs steps one after the other, then waits for the last."""
+    with memory_errors(self.config):
+      for _ in range(steps):
+        self._state, metrics = self.compiled(self._state, next(self._batches))
+      jax.block_until_ready((self._state, metrics))
+
+  def warm_up(self) -> int:
+    """Runs until the memory is full, three steps at least; says how many."""
+    train, memory = self.config.train, self.config.model.memory_length
+    read = train.segment_length * train.segments_per_step
+    steps = max(3, math.ceil(memory / read))
+    self.run(steps)
+    return steps
+
+  def step_memory(self) -> int | None:
+    """Bytes that XLA plans for a step on one device, its state included."""
+    plan = self.compiled.memory_analysis()
+    if plan is None:
+      return None
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    return held - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+
+
+def time_steps(subjects: list[Subject], steps: int) -> list[list[float]]:
+  """Seconds of each step of each subject, who take turns.
+
+  Each step is waited for, so that the time to launch it counts.
+  """
+  seconds = [[] for _ in subjects]
+  for _ in range(steps):
+    for subject, taken in zip(subjects, seconds):
+      began = time.perf_counter()
+      subject.run(1)
+      taken.append(time.perf_counter() - began)
+  return seconds
+
+
+@contextlib.contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+  """Turns XLA's error about too little memory into a sentence."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise InputError(
+      f'a step of {config.train.batch_size} rows does not fit into the memory '
+      'of the devices: lower --batch, or set --config.model.remat=True'
+    ) from error

@@ -44,6 +44,8 @@ class ModelConfig:
   init_std: float = 0.02
   projection_init_std: float = 0.01
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'  # of activations
+  # The paper's encoding on its way through ops/relative_attention.py.
+  attention_implementation: Literal['auto', 'reference', 'xla'] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass
   unroll: int = 1  # layers per iteration of the scan over them
 

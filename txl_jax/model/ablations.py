@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model.attention import Attention, RelativeAttention
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.ops.relative_attention import attend, shift
+from txl_jax.ops.reference_attention import attend, shift
 
 
 def attention_class(config: ModelConfig) -> type[Attention]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.ops.dropout import seed_of
 from txl_jax.ops.relative_attention import relative_attention
 
 KeysAndValues = tuple[jax.Array, jax.Array]
@@ -63,7 +64,7 @@ class Attention(nn.Module):
       shared_biases,
       first_BT,
       dropout_rate=rate,
-      dropout_key=self.make_rng('dropout') if rate else None,
+      dropout_seed=seed_of(self.make_rng('dropout')) if rate else None,
     )
     w_o = self.kernel('output', H, C, D)
     return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), new
@@ -110,6 +111,7 @@ class RelativeAttention(Attention):
     w_r_DHC = self.kernel('relative', config.d_model, H, C)
     return relative_attention(
       *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+      implementation=config.attention_implementation,
       **dropout,
     )
 

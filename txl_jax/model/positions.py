@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from txl_jax.ops.dropout import keep_mask, seed_of
+
 
 def sinusoid_table(
   n_keys: int,
@@ -46,5 +48,5 @@ def drop_positions(
       paper's code does.
   """
   shape = table_KD.shape[1:] if whole_features else table_KD.shape
-  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  keep = keep_mask(seed_of(key), shape, rate)
   return jnp.where(keep, table_KD / (1 - rate), 0)

@@ -14,6 +14,7 @@ from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.model.attention import KeysAndValues
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
+from txl_jax.ops.dropout import dropout, seed_of
 
 
 class LayerNorm(nn.Module):
@@ -44,6 +45,14 @@ def layer_norm(
   return (normed * scale_D + bias_D).astype(x.dtype)
 
 
+def drop(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+  """Dropout in training, by the next key of a module that has a config."""
+  rate = module.config.dropout
+  if not train or rate == 0:
+    return x
+  return dropout(x, seed_of(module.make_rng('dropout')), rate)
+
+
 class FeedForward(nn.Module):
   """The position-wise feed-forward sublayer, before residual and norm."""
 
@@ -67,9 +76,7 @@ class FeedForward(nn.Module):
       'btd,df->btf', x_BTD, weight('inner_kernel', matrix, D, F)
     )
     inner_BTF = nn.relu(inner_BTF + weight('inner_bias', zeros, F))
-    inner_BTF = nn.Dropout(config.dropout)(
-      inner_BTF, deterministic=not self.train
-    )
+    inner_BTF = drop(self, inner_BTF, self.train)
     outer_BTD = jnp.einsum(
       'btf,fd->btd', inner_BTF, weight('outer_kernel', matrix, F, D)
     )
@@ -110,7 +117,6 @@ class Layer(nn.Module):
     attention_norm = LayerNorm(config, name='attention_norm')
     feed_forward = FeedForward(config, self.train, name='feed_forward')
     feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
-    drop = nn.Dropout(config.dropout, deterministic=not self.train)
     projected = isinstance(memory, tuple)
 
     if config.position_encoding == 'learned':
@@ -126,15 +132,13 @@ class Layer(nn.Module):
     )
     remembered = keys_and_values if projected else hidden_BTD
     new_memory = jax.tree.map(memory_lib.push, memory, remembered)
-    hidden_BTD = hidden_BTD + drop(attended_BTD)
+    hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
     if config.pre_norm:
-      return (
-        hidden_BTD + drop(feed_forward(feed_forward_norm(hidden_BTD))),
-        new_memory,
-      )
+      outer_BTD = feed_forward(feed_forward_norm(hidden_BTD))
+      return hidden_BTD + drop(self, outer_BTD, self.train), new_memory
     hidden_BTD = attention_norm(hidden_BTD)
-    hidden_BTD = feed_forward_norm(hidden_BTD + drop(feed_forward(hidden_BTD)))
-    return hidden_BTD, new_memory
+    outer_BTD = drop(self, feed_forward(hidden_BTD), self.train)
+    return feed_forward_norm(hidden_BTD + outer_BTD), new_memory
 
 
 class TransformerXL(nn.Module):
@@ -182,20 +186,19 @@ class TransformerXL(nn.Module):
       attention_span=config.attention_span,
       **sizes,
     )
-    drop = nn.Dropout(config.dropout, deterministic=not train)
     hidden_BTD = self.embedding(tokens_BT)
     if config.position_encoding == 'sinusoid':
       T = tokens_BT.shape[1]
       hidden_BTD = hidden_BTD + ablations.absolute_sinusoids(config, T)
     hidden_BTD, layers = self._stack(train)(
-      drop(hidden_BTD),
+      drop(self, hidden_BTD, train),
       memory.layers,
       self._positions(sum(sizes.values()), train),
       self._shared_biases(),
       first_BT,
     )
     valid_B = memory_lib.valid_after(memory.valid_B, starts_BT, **sizes)
-    return drop(hidden_BTD), memory.with_layers(layers, valid_B)
+    return drop(self, hidden_BTD, train), memory.with_layers(layers, valid_B)
 
   def score(
     self,

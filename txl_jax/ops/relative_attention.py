@@ -9,7 +9,14 @@ computed as (q_i + u) . k_j + (q_i + v) . r_d. A query sees the keys from its
 """
 
 import jax
-import jax.numpy as jnp
+
+from txl_jax.errors import InputError
+from txl_jax.ops import reference_attention, xla_attention
+
+IMPLEMENTATIONS = {
+  'reference': reference_attention.relative_attention,
+  'xla': xla_attention.relative_attention,
+}
 
 
 def relative_attention(
@@ -23,7 +30,8 @@ def relative_attention(
   first_BT: jax.Array,
   *,
   dropout_rate: float = 0.0,
-  dropout_key: jax.Array | None = None,
+  dropout_seed: jax.Array | None = None,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Attends from T queries to K = M + T keys, memory first.
 
@@ -38,78 +46,26 @@ def relative_attention(
     v_bias_HC: position bias v.
     first_BT: int, the first key that each query sees.
     dropout_rate: share of attention probabilities that are dropped.
-    dropout_key: needed if the rate is above 0.
+    dropout_seed: uint32, needed if the rate is above 0; the mask is the
+      `keep_mask` of [B, H, T, K] in every implementation.
+    implementation: 'reference' (plain), 'xla' (the same with less memory
+      traffic) or 'auto', the fastest.
 
   Returns:
-    The attended values [B, T, H, C], in the dtype of the values.
+    The attended values [B, T, H, C], in the dtype of the values; 0 for a query
+    that sees no key.
+
+  Raises:
+    InputError: for an unknown implementation.
   """
-  r_KHC = jnp.einsum('kd,dhc->khc', table_KD, w_r_DHC)
-  content_BHTK = jnp.einsum('bthc,bkhc->bhtk', q_BTHC + u_HC, k_BKHC)
-  position_BHTK = shift(jnp.einsum('bthc,khc->bhtk', q_BTHC + v_bias_HC, r_KHC))
-  wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
-  score_BHTK = content_BHTK.astype(wide) + position_BHTK.astype(wide)
-  return attend(
-    score_BHTK,
-    v_BKHC,
-    first_BT,
-    dropout_rate=dropout_rate,
-    dropout_key=dropout_key,
-  )
-
-
-def attend(
-  score_BHTK: jax.Array,
-  v_BKHC: jax.Array,
-  first_BT: jax.Array,
-  *,
-  dropout_rate: float = 0.0,
-  dropout_key: jax.Array | None = None,
-) -> jax.Array:
-  """Means of the values, weighted by the softmax of scaled scores.
-
-  Args:
-    score_BHTK: scores before scaling by 1 / sqrt(C), at least float32.
-    v_BKHC: values.
-    first_BT: int, the first key that each query sees.
-    dropout_rate: share of attention probabilities that are dropped.
-    dropout_key: needed if the rate is above 0.
-
-  Returns:
-    The attended values [B, T, H, C], in the dtype of the values.
-  """
-  n_queries, n_keys = score_BHTK.shape[-2:]
-  score_BHTK = score_BHTK * v_BKHC.shape[-1] ** -0.5
-  visible_BTK = visible_keys(first_BT, n_queries, n_keys)
-  lowest = jnp.finfo(score_BHTK.dtype).min
-  score_BHTK = jnp.where(visible_BTK[:, None], score_BHTK, lowest)
-  probability_BHTK = jax.nn.softmax(score_BHTK)
-  if dropout_rate > 0:
-    keep = jax.random.bernoulli(
-      dropout_key, 1 - dropout_rate, probability_BHTK.shape
+  known = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}
+  if implementation not in known:
+    choices = ', '.join(map(repr, known))
+    raise InputError(
+      f'implementation must be one of {choices}, found {implementation!r}'
     )
-    probability_BHTK = jnp.where(keep, probability_BHTK / (1 - dropout_rate), 0)
-  return jnp.einsum(
-    'bhtk,bkhc->bthc', probability_BHTK.astype(v_BKHC.dtype), v_BKHC
+  return known[implementation](
+    *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+    dropout_rate=dropout_rate,
+    dropout_seed=dropout_seed,
   )
-
-
-def visible_keys(first_BT: jax.Array, n_queries: int, n_keys: int) -> jax.Array:
-  """The visibility rule as a boolean mask [B, T, K]."""
-  key_K = jnp.arange(n_keys)
-  last_T = jnp.arange(n_queries) + (n_keys - n_queries)
-  return (first_BT[..., None] <= key_K) & (key_K <= last_T[:, None])
-
-
-def shift(raw_XTK: jax.Array) -> jax.Array:
-  """Moves row i of the last two axes left by T - 1 - i.
-
-  Scores come out of the matrix product by table row; this brings them to the
-  key that stands at that row's distance from the query. Prepending a zero
-  column and reading the flat array T elements late does it without a gather
-  (Dai et al. 2019, appendix B). What it leaves right of a query's own key is
-  meaningless and must be masked.
-  """
-  *lead, n_queries, n_keys = raw_XTK.shape
-  padded = jnp.pad(raw_XTK, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
-  flat = padded.reshape(*lead, n_queries * (n_keys + 1))
-  return flat[..., n_queries:].reshape(raw_XTK.shape)

@@ -90,19 +90,10 @@ def _forward(
   zeros_X = jnp.zeros_like(hidden_XD[:, 0], lib.accumulator(hidden_XD))
   losses = (zeros_X, zeros_X)
   for i, tail in enumerate(tails):
-    cast = _cast(tail, hidden_XD)
-
-    def step(losses: tuple, index_C: jax.Array, cast: Tail = cast) -> tuple:
-      hidden_CD = _take(hidden_XD, index_C)
-      found = lib.row_losses(
-        _project(hidden_CD, cast),
-        cast.weight_VE,
-        cast.bias_V,
-        _take(targets_X, index_C),
-      )
-      return tuple(_put(x, index_C, c) for x, c in zip(losses, found))
-
-    losses = _chunks(step, losses, order_X, edges[i], edges[i + 1], rows[i])
+    step = functools.partial(
+      _losses, _cast(tail, hidden_XD), hidden_XD, targets_X
+    )
+    losses = _loop(step, losses, order_X, edges[i], edges[i + 1], rows[i])
   nll_X, lse_X = losses
   return nll_X, (hidden_XD, tails, targets_X, order_X, edges, lse_X)
 
@@ -111,25 +102,17 @@ def _backward(
   rows: tuple[int, ...], saved: tuple, cotangent_X: jax.Array
 ) -> tuple:
   hidden_XD, tails, targets_X, order_X, edges, lse_X = saved
+  wide = lib.accumulator(hidden_XD)
   d_hidden_XD, d_tails = jnp.zeros_like(hidden_XD), []
   for i, tail in enumerate(tails):
-    cast = _cast(tail, hidden_XD)
-
-    def step(sums: tuple, index_C: jax.Array, cast: Tail = cast) -> tuple:
-      d_hidden_XD, d_tail = sums
-      d_hidden_CD, found = _chunk_gradients(
-        cast,
-        _take(hidden_XD, index_C),
-        _take(targets_X, index_C),
-        _take(lse_X, index_C, jnp.inf),
-        _take(cotangent_X, index_C),
-      )
-      d_hidden_XD = _put(d_hidden_XD, index_C, d_hidden_CD)
-      return d_hidden_XD, jax.tree.map(jnp.add, d_tail, found)
-
-    wide = lib.accumulator(hidden_XD)
-    zeros = jax.tree.map(lambda x, wide=wide: jnp.zeros_like(x, wide), tail)
-    d_hidden_XD, d_tail = _chunks(
+    step = functools.partial(
+      _gradients,
+      _cast(tail, hidden_XD),
+      (hidden_XD, targets_X, cotangent_X),
+      lse_X,
+    )
+    zeros = Tail(*(x if x is None else jnp.zeros_like(x, wide) for x in tail))
+    d_hidden_XD, d_tail = _loop(
       step, (d_hidden_XD, zeros), order_X, edges[i], edges[i + 1], rows[i]
     )
     d_tails.append(jax.tree.map(lambda d, x: d.astype(x.dtype), d_tail, tail))
@@ -139,15 +122,33 @@ def _backward(
 tail_cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunk_gradients(
+def _losses(
   tail: Tail,
-  hidden_CD: jax.Array,
-  targets_C: jax.Array,
-  lse_C: jax.Array,
-  cotangent_C: jax.Array,
+  hidden_XD: jax.Array,
+  targets_X: jax.Array,
+  losses: tuple[jax.Array, jax.Array],
+  index_C: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Writes losses and log-sum-exps of a chunk of rows."""
+  narrow_CE = _project(_take(hidden_XD, index_C), tail)
+  targets_C = _take(targets_X, index_C)
+  found = lib.row_losses(narrow_CE, tail.weight_VE, tail.bias_V, targets_C)
+  nll_X, lse_X = (_put(x, index_C, new_C) for x, new_C in zip(losses, found))
+  return nll_X, lse_X
+
+
+def _gradients(
+  tail: Tail,
+  per_row: tuple[jax.Array, ...],
+  lse_X: jax.Array,
+  sums: tuple[jax.Array, Tail],
+  index_C: jax.Array,
 ) -> tuple[jax.Array, Tail]:
-  """Gradients for the hidden states and the tail from those of the losses."""
-  d_narrow_CE, d_weight_VE, d_bias_V = lib.row_gradients(
+  """Writes gradients for a chunk of rows, and adds those for the tail."""
+  hidden_CD, targets_C, cotangent_C = (_take(x, index_C) for x in per_row)
+  # Missing rows must have no probabilities, for 0 * inf is not 0.
+  lse_C = _take(lse_X, index_C, jnp.inf)
+  d_hidden_CD, d_weight_VE, d_bias_V = lib.row_gradients(
     _project(hidden_CD, tail),
     tail.weight_VE,
     tail.bias_V,
@@ -155,16 +156,21 @@ def _chunk_gradients(
     lse_C,
     cotangent_C,
   )
-  if tail.projection_ED is None:
-    return d_narrow_CE, Tail(d_weight_VE, d_bias_V, None)
-  d_projection_ED = jnp.einsum(
-    'ce,cd->ed',
-    d_narrow_CE,
-    hidden_CD,
-    preferred_element_type=lib.accumulator(hidden_CD),
+  d_projection_ED = None
+  if tail.projection_ED is not None:
+    d_projection_ED = jnp.einsum(
+      'ce,cd->ed',
+      d_hidden_CD,
+      hidden_CD,
+      preferred_element_type=lib.accumulator(hidden_CD),
+    )
+    d_hidden_CD = jnp.einsum('ce,ed->cd', d_hidden_CD, tail.projection_ED)
+  d_hidden_XD, d_tail = sums
+  added = Tail(d_weight_VE, d_bias_V, d_projection_ED)
+  return (
+    _put(d_hidden_XD, index_C, d_hidden_CD),
+    jax.tree.map(jnp.add, d_tail, added),
   )
-  d_hidden_CD = jnp.einsum('ce,ed->cd', d_narrow_CE, tail.projection_ED)
-  return d_hidden_CD, Tail(d_weight_VE, d_bias_V, d_projection_ED)
 
 
 def _sort(tail_X: jax.Array, n_tails: int) -> tuple[jax.Array, jax.Array]:
@@ -177,7 +183,7 @@ def _sort(tail_X: jax.Array, n_tails: int) -> tuple[jax.Array, jax.Array]:
   return order_X, below.sum(0, dtype=jnp.int32)
 
 
-def _chunks(
+def _loop(
   step: Callable[[Any, jax.Array], Any],
   carry: Any,
   order_X: jax.Array,

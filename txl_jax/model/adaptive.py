@@ -7,6 +7,7 @@ a word of the chosen cluster. Without cutoffs there is one cluster, and both
 are the ordinary embedding and softmax.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.ops import shards
+from txl_jax.ops.cross_entropy import cross_entropy, pad_vocabulary
+from txl_jax.ops.tail_cross_entropy import (
+  Tail,
+  rows_at_once,
+  tail_cross_entropy,
+)
 
 
 class Cluster(NamedTuple):
@@ -77,11 +85,13 @@ class AdaptiveEmbedding(nn.Module):
     for (low, high), table_VE, projection_ED in zip(
       table_bounds(config), self.tables, self.projections
     ):
-      local_BT = jnp.clip(tokens_BT - low, 0, high - low - 1)
-      vector_BTD = table_VE.astype(config.dtype)[local_BT]
+      inside_BT = (low <= tokens_BT) & (tokens_BT < high)
+      # Others read beyond the table, so that no gradient is added for them.
+      row_BT = jnp.where(inside_BT, tokens_BT - low, high - low)
+      vector_BTE = table_VE.at[row_BT].get(mode='fill', fill_value=0)
+      vector_BTD = vector_BTE.astype(config.dtype)
       if projection_ED is not None:
         vector_BTD = vector_BTD @ projection_ED.astype(config.dtype)
-      inside_BT = (low <= tokens_BT) & (tokens_BT < high)
       embedded_BTD = jnp.where(inside_BT[..., None], vector_BTD, embedded_BTD)
     return embedded_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
 
@@ -127,19 +137,14 @@ class AdaptiveSoftmax(nn.Module):
 
     Float32 or wider, in token order; NaN for ids outside the vocabulary.
     """
-    head_BTV, *tails = self._log_softmaxes(hidden_BTD, embedding)
-    (_, shortlist), *tail_bounds = cluster_bounds(self.config)
-    column_BT = targets_BT = targets_BT.astype(jnp.int32)
-    for i, (low, high) in enumerate(tail_bounds):
-      inside_BT = (low <= targets_BT) & (targets_BT < high)
-      column_BT = jnp.where(inside_BT, shortlist + i, column_BT)
-    logp_BT = _pick(head_BTV, column_BT)
-    for (low, high), tail_BTV in zip(tail_bounds, tails):
-      inside_BT = (low <= targets_BT) & (targets_BT < high)
-      local_BT = jnp.where(inside_BT, targets_BT - low, 0)
-      logp_BT += jnp.where(inside_BT, _pick(tail_BTV, local_BT), 0)
-    known_BT = (0 <= targets_BT) & (targets_BT < self.config.vocab_size)
-    return jnp.where(known_BT, -logp_BT, jnp.nan)
+    weights = tuple(
+      Tail(*pad_vocabulary(weight_VE, bias_V), projection_ED)
+      for weight_VE, bias_V, projection_ED in self._weights(embedding)
+    )
+    losses = shards.per_row_shard(
+      functools.partial(_losses, self.config), (0, 0, None), 0
+    )
+    return losses(hidden_BTD, targets_BT.astype(jnp.int32), weights)
 
   def log_probs(
     self, hidden_BTD: jax.Array, embedding: list[Cluster]
@@ -156,18 +161,22 @@ class AdaptiveSoftmax(nn.Module):
     self, hidden_BTD: jax.Array, embedding: list[Cluster]
   ) -> list[jax.Array]:
     """Log-softmax of the head, then of each tail."""
+    return [
+      _log_softmax(hidden_BTD, *weights) for weights in self._weights(embedding)
+    ]
+
+  def _weights(
+    self, embedding: list[Cluster]
+  ) -> list[tuple[jax.Array, jax.Array, jax.Array | None]]:
+    """Weights, biases and projection of the head, then of each tail."""
     result = []
     for i, cluster in enumerate(self._clusters(embedding)):
-      weight_VE, bias_V = (
-        cluster.table_VE,
-        self.bias[cluster.low : cluster.high],
-      )
+      weight_VE = cluster.table_VE
+      bias_V = self.bias[cluster.low : cluster.high]
       if i == 0 and self.config.cutoffs:
         weight_VE = jnp.concatenate([weight_VE, self.cluster_weight])
         bias_V = jnp.concatenate([bias_V, self.cluster_bias])
-      result.append(
-        _log_softmax(hidden_BTD, weight_VE, bias_V, cluster.projection_ED)
-      )
+      result.append((weight_VE, bias_V, cluster.projection_ED))
     return result
 
   def _clusters(self, embedding: list[Cluster]) -> list[Cluster]:
@@ -211,6 +220,48 @@ def _clusters(
   return [Cluster(*b, t, p) for b, t, p in zip(bounds, tables, projections)]
 
 
+def _losses(
+  config: ModelConfig,
+  hidden_BTD: jax.Array,
+  targets_BT: jax.Array,
+  weights: tuple[Tail, ...],
+) -> jax.Array:
+  """Losses [B, T] of the targets, NaN for unknown ones."""
+  hidden_XD = hidden_BTD.reshape(-1, config.d_model)
+  known_BT = (0 <= targets_BT) & (targets_BT < config.vocab_size)
+  targets_X = jnp.where(known_BT, targets_BT, 0).reshape(-1)
+  head, *tails = weights
+  lows = jnp.array([0, *config.cutoffs], jnp.int32)
+  cluster_X = (targets_X[:, None] >= lows[1:]).sum(-1, dtype=jnp.int32)
+  local_X = targets_X - lows[cluster_X]
+  column_X = targets_X
+  if tails:
+    column_X = jnp.where(
+      cluster_X > 0, config.cutoffs[0] + cluster_X - 1, targets_X
+    )
+  nll_X = cross_entropy(
+    _project(hidden_XD, head.projection_ED),
+    head.weight_VE,
+    head.bias_V,
+    column_X,
+  )
+  if tails:
+    rows = tuple(
+      rows_at_once(len(targets_X), low, high, config.vocab_size)
+      for low, high in cluster_bounds(config)[1:]
+    )
+    nll_X += tail_cross_entropy(
+      rows, hidden_XD, tuple(tails), cluster_X, local_X
+    )
+  return jnp.where(known_BT, nll_X.reshape(known_BT.shape), jnp.nan)
+
+
+def _project(hidden: jax.Array, projection_ED: jax.Array | None) -> jax.Array:
+  if projection_ED is None:
+    return hidden
+  return jnp.einsum('...d,ed->...e', hidden, projection_ED.astype(hidden.dtype))
+
+
 def _log_softmax(
   hidden_BTD: jax.Array,
   weight_VE: jax.Array,
@@ -218,20 +269,11 @@ def _log_softmax(
   projection_ED: jax.Array | None,
 ) -> jax.Array:
   dtype = hidden_BTD.dtype
-  if projection_ED is not None:
-    hidden_BTD = jnp.einsum(
-      'btd,ed->bte', hidden_BTD, projection_ED.astype(dtype)
-    )
   wide = jnp.promote_types(dtype, jnp.float32)
   logits_BTV = jnp.einsum(
     'bte,ve->btv',
-    hidden_BTD,
+    _project(hidden_BTD, projection_ED),
     weight_VE.astype(dtype),
     preferred_element_type=wide,
   )
   return jax.nn.log_softmax(logits_BTV + bias_V.astype(wide))
-
-
-def _pick(logp_BTV: jax.Array, index_BT: jax.Array) -> jax.Array:
-  index_BT = jnp.clip(index_BT, 0, logp_BTV.shape[-1] - 1)
-  return jnp.take_along_axis(logp_BTV, index_BT[..., None], axis=-1)[..., 0]

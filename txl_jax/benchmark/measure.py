@@ -37,7 +37,7 @@ def measure_training(
     InputError: if the rows do not divide among the devices, or do not fit into
       their memory.
   """
-  mesh = make_mesh()
+  mesh = make_mesh(configs[0].mesh)
   subjects = [_start(config, mesh, say) for config in configs]
   say(f'measuring {steps} steps')
   seconds = time_steps(subjects, steps)

@@ -13,9 +13,9 @@ from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.config import Config
 from txl_jax.errors import InputError
 from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.training.compile import compile_step
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.state import init_state
-from txl_jax.training.step import make_train_step
 
 # Batches that take turns; they lie on the devices beforehand.
 N_BATCHES = 4
@@ -55,13 +55,9 @@ class Subject:
       ]
       by_rows = mesh_lib.by_rows(mesh, batches[0])
       batches = [jax.device_put(batch, by_rows) for batch in batches]
-      step = jax.jit(
-        make_train_step(config.model, optimizer, loss=config.train.loss),
-        in_shardings=(shardings, by_rows),
-        out_shardings=(shardings, mesh_lib.replicated(mesh)),
-        donate_argnums=0,
+      self.compiled = compile_step(
+        config, optimizer, mesh, self._state, batches[0]
       )
-      self.compiled = step.lower(self._state, batches[0]).compile()
     self._batches = itertools.cycle(batches)
 
   @property

@@ -1,33 +1,44 @@
-"""The train step of a run, compiled ahead of its first batch."""
+"""The train step of a configuration, compiled ahead of its first batch."""
 
 import functools
-import time
+import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import optax
+from jax.sharding import Mesh
 
+from txl_jax.config import Config
 from txl_jax.data.streams import Batch
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.training.averaging import update_average
-from txl_jax.training.setup import Setup
 from txl_jax.training.state import TrainState
 from txl_jax.training.step import make_train_step, several_steps
 
 
-def compile_step(setup: Setup, state: TrainState, batch: Batch) -> Callable:
-  """`(state, batch) -> (state, metrics)` on the mesh; the state is donated.
+def compile_step(
+  config: Config,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  state: TrainState,
+  batch: Batch,
+  options: dict | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+  """`(state, batch) -> (state, metrics)`; the state is donated.
 
   Args:
-    setup: the run.
+    config: the experiment.
+    optimizer: of it.
+    mesh: the devices.
     state: on the devices.
     batch: on the devices.
+    options: of the compiler.
   """
-  began = time.monotonic()
-  config = setup.config
   average = functools.partial(_average, config)
   step = make_train_step(
     config.model,
-    setup.optimizer,
+    optimizer,
     loss=config.train.loss,
     row_chunks=config.train.row_chunks,
     average=None if state.average is None else average,
@@ -35,35 +46,34 @@ def compile_step(setup: Setup, state: TrainState, batch: Batch) -> Callable:
   if config.train.steps_per_call > 1:
     step = several_steps(step, config.train.steps_per_call)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
-  whole = mesh_lib.replicated(setup.mesh)
   jitted = jax.jit(
     step,
     in_shardings=shardings,
-    out_shardings=(shardings[0], whole),
+    out_shardings=(shardings[0], mesh_lib.replicated(mesh)),
     donate_argnums=0,
   )
-  with mesh_lib.sharded(setup.mesh):
-    lowered = jitted.lower(state, batch)
-  compiled = lowered.compile(compiler_options=_options(setup))
-  setup.say(f'Compiled in {time.monotonic() - began:.0f} s')
-  return compiled
+  with mesh_lib.sharded(mesh):
+    return jitted.lower(state, batch).compile(compiler_options=options)
 
 
-def _average(config, average, params, step):
-  return update_average(
-    config.optimizer, average, params, step, config.train.steps
-  )
+def _average(config: Config, average: Any, params: dict, step: jax.Array):
+  steps = config.train.steps
+  return update_average(config.optimizer, average, params, step, steps)
 
 
-def _options(setup: Setup) -> dict:
-  """Makes a GPU compute the same bits each time, if that is asked for."""
-  on_gpu = setup.mesh.devices.flat[0].platform == 'gpu'
-  if not (setup.config.train.deterministic and on_gpu):
+def reproducible(folder: pathlib.Path, mesh: Mesh) -> dict:
+  """Options that make a GPU compute the same bits each time.
+
+  Which kernels were the fastest is kept: another choice rounds otherwise.
+
+  Args:
+    folder: where that is kept.
+    mesh: the devices.
+  """
+  if mesh.devices.flat[0].platform != 'gpu':
     return {}
-  # Which kernels were the fastest is kept: another choice rounds otherwise.
-  folder = setup.work.path.absolute() / 'autotuning'
   folder.mkdir(exist_ok=True)
   return {
     'xla_gpu_deterministic_ops': True,
-    'xla_gpu_per_fusion_autotune_cache_dir': str(folder),
+    'xla_gpu_per_fusion_autotune_cache_dir': str(folder.absolute()),
   }

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel import processes
 from txl_jax.parallel.loading import place
 from txl_jax.training.checkpoint import Checkpoints
-from txl_jax.training.compile import compile_step
+from txl_jax.training.compile import compile_step, reproducible
 from txl_jax.training.meter import Meter
 from txl_jax.training.norms import group_norms
 from txl_jax.training.profile import Profile
@@ -107,7 +107,7 @@ def _run(
   with progress_bar(train.steps, first) as bar, contextlib.closing(profile):
     for done, batch, counts in _batches(setup, first):
       if step is None:
-        step = compile_step(setup, state, batch)
+        step = _compile(setup, state, batch)
         notes.meter.start()
       state, metrics = step(state, batch)
       profile.after(done)
@@ -130,6 +130,17 @@ def _run(
         setup.say(f'Validation gets no better: stopped at step {done:,}.')
         break
   return state
+
+
+def _compile(setup: Setup, state: TrainState, batch: Batch) -> Callable:
+  began, options = time.monotonic(), None
+  if setup.config.train.deterministic:
+    options = reproducible(setup.work.path / 'autotuning', setup.mesh)
+  step = compile_step(
+    setup.config, setup.optimizer, setup.mesh, state, batch, options
+  )
+  setup.say(f'Compiled in {time.monotonic() - began:.0f} s')
+  return step
 
 
 class Due(NamedTuple):

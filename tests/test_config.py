@@ -41,12 +41,33 @@ def _unusual() -> Config:
       **dict(dropout=0.25, attention_dropout=0.5, position_dropout='feature'),
       **dict(memory_start='zeros', init_std=0.5, projection_init_std=0.25),
       **dict(dtype='bfloat16', remat=True, unroll=3),
+      attention_implementation='reference',
     ),
     DataConfig(
-      *('', 0.2, 0.1, 'b', 'ptb', 'c', 'd', 'words', 'e', 9, 2, True, True)
+      *('', 0.2, 0.1, '', 'b', 'ptb', 'c', 'd', 'words', 'e', 9, 2, True, True)
     ),
-    OptimizerConfig('lamb', 1, 0.5, 'cosine_official', 3, 0.5, 0.75, 0.1, 2),
-    TrainConfig(7, 6, 5, 4, 'half', 3, 2, 8, 9, 10),
+    OptimizerConfig(
+      *(
+        'lamb',
+        1,
+        0.5,
+        'cosine_official',
+        3,
+        4,
+        0.1,
+        2,
+        0.5,
+        0.75,
+        0.1,
+        2.0,
+        3,
+      ),
+      *((('a', 2.0), ('b', 3.0)), ('c', 'd'), 'ema', 0.5, 0.75),
+    ),
+    TrainConfig(
+      *(8, 6, 5, 4, 'half', 7, 3, 2, 3, 'a', 5, 4, 6, 7, 10, 4, 9, False, 'b'),
+      *(3, True),
+    ),
     EvalConfig(3, 4, 0, 1, 7, 2),
     SampleConfig(('a', 'b'), 3, 0.5, 4, 0.25),
     MeshConfig(2, 3, -1),
@@ -66,7 +87,7 @@ def _defaults(config: Config) -> list[str]:
 
 def test_every_field_survives_the_round_trip():
   config = _unusual()
-  assert _defaults(config) == ['data.path']  # it excludes a corpus
+  assert _defaults(config) == ['data.path', 'data.tfds_name']  # or a corpus
   assert from_config_dict(to_config_dict(config)) == config
   assert from_config_dict(to_config_dict(config).to_dict()) == config
 

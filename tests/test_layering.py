@@ -16,6 +16,8 @@ PACKAGE = ROOT / 'txl_jax'
 # Each imports only from the lines above its own.
 ORDER = [
   ['errors'],
+  ['checks'],
+  ['train_config'],
   ['config'],
   ['conversion'],
   ['overrides'],

@@ -6,7 +6,9 @@ Modules receive the section they need, never the whole configuration.
 import dataclasses
 from typing import Any, Literal
 
+from txl_jax.checks import at_least, fraction, require
 from txl_jax.errors import InputError
+from txl_jax.train_config import MeshConfig, OptimizerConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +55,24 @@ class ModelConfig:
     # Lists would not be hashable.
     object.__setattr__(self, 'cutoffs', tuple(self.cutoffs))
     object.__setattr__(self, 'tie_projections', tuple(self.tie_projections))
-    _at_least(
-      self, 1, 'vocab_size n_layers n_heads d_model d_head d_ff d_embed'
-    )
-    _at_least(self, 1, 'div_val unroll')
-    _at_least(self, 0, 'memory_length clamp_length layer_norm_epsilon')
-    _at_least(self, 0, 'init_std projection_init_std')
-    _fraction(self, 'dropout attention_dropout')
-    _require(self.d_model % 2 == 0, self, 'd_model', 'even')
+    at_least(self, 1, 'vocab_size n_layers n_heads d_model d_head d_ff d_embed')
+    at_least(self, 1, 'div_val unroll')
+    at_least(self, 0, 'memory_length clamp_length layer_norm_epsilon')
+    at_least(self, 0, 'init_std projection_init_std')
+    fraction(self, 'dropout attention_dropout')
+    require(self.d_model % 2 == 0, self, 'd_model', 'even')
     check_span(self, 'model')
     self._check_positions()
     bounds = (0, *self.cutoffs, self.vocab_size)
     ascending = all(low < high for low, high in zip(bounds, bounds[1:]))
     inner = f'ascending numbers from 1 to {self.vocab_size - 1}'
-    _require(ascending, self, 'cutoffs', inner)
+    require(ascending, self, 'cutoffs', inner)
     n_clusters = len(self.cutoffs) + 1
     one_each = len(self.tie_projections) in (0, n_clusters)
     choices = f'empty or {n_clusters} long (one per cluster)'
-    _require(one_each, self, 'tie_projections', choices)
+    require(one_each, self, 'tie_projections', choices)
     narrowest = self.embed_width // self.div_val ** len(self.cutoffs)
-    _require(narrowest >= 1, self, 'div_val', 'smaller: a cluster has width 0')
+    require(narrowest >= 1, self, 'div_val', 'smaller: a cluster has width 0')
 
   def _check_positions(self) -> None:
     encoding = self.position_encoding
@@ -81,10 +81,10 @@ class ModelConfig:
     else:
       known, expected = (self.n_positions or 0) >= 1, 'at least 1'
     expected += f' with position_encoding {encoding!r}'
-    _require(known, self, 'n_positions', expected)
+    require(known, self, 'n_positions', expected)
     clamped = self.clamp_length is not None and self.absolute_positions
     expected = f'None with position_encoding {encoding!r}'
-    _require(not clamped, self, 'clamp_length', expected)
+    require(not clamped, self, 'clamp_length', expected)
 
   @property
   def absolute_positions(self) -> bool:
@@ -123,93 +123,14 @@ class DataConfig:
   roll: bool = False  # each epoch begins at another place of each row
 
   def __post_init__(self):
-    _at_least(self, 1, 'min_count max_vocabulary')
+    at_least(self, 1, 'min_count max_vocabulary')
     for other in ('corpus', 'tfds_name'):
       both = f"'' with {other} {getattr(self, other)!r}"
-      _require(not (getattr(self, other) and self.path), self, 'path', both)
+      require(not (getattr(self, other) and self.path), self, 'path', both)
     both = f"'' with corpus {self.corpus!r}"
-    _require(not (self.corpus and self.tfds_name), self, 'tfds_name', both)
+    require(not (self.corpus and self.tfds_name), self, 'tfds_name', both)
     for name in ('validation_fraction', 'test_fraction'):
-      _require(0 < getattr(self, name) < 0.5, self, name, 'in (0, 0.5)')
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """Optimizer: linear warm-up, cosine decay, clipping of the global norm."""
-
-  name: Literal['adam', 'lamb', 'sgd'] = 'adam'
-  learning_rate: float = 2.5e-4
-  final_learning_rate: float = 0.0
-  # 'cosine' decays from the end of the warm-up on; 'cosine_official' from step
-  # 0 on, the warm-up overriding it, as the paper's PyTorch code does.
-  schedule: Literal['cosine', 'cosine_official'] = 'cosine'
-  warmup_steps: int = 0
-  b1: float = 0.9  # momentum, with sgd
-  b2: float = 0.999
-  epsilon: float = 1e-8
-  clip_norm: float = 0.25
-
-  def __post_init__(self):
-    _above_zero(self, 'learning_rate epsilon clip_norm')
-    _at_least(self, 0, 'final_learning_rate warmup_steps')
-    _fraction(self, 'b1 b2')
-
-
-CALL_MULTIPLES = (
-  'steps',
-  'log_every_steps',
-  'eval_every_steps',
-  'checkpoint_every_steps',
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """The training run. Sizes are global: of all devices together."""
-
-  steps: int = 400_000  # parameter updates
-  batch_size: int = 22  # rows: parallel streams of text, each with its memory
-  segment_length: int = 512  # tokens a row reads at once
-  segments_per_step: int = 1  # in a row; their gradients are averaged
-  loss: Literal['full', 'half'] = 'full'  # half: of each segment's last half
-  tokens: int | None = None  # read in the whole run, instead of steps
-  row_chunks: int = 1  # rows are read in so many parts, to save memory
-  steps_per_call: int = 1  # updates for which the host is not asked
-  seed: int = 0
-  init_from: str = ''  # a work directory or an export, for its parameters
-  # Steps in a row whose loss or gradient is not finite end the run.
-  max_skipped_steps: int = 10
-  log_every_steps: int = 200
-  eval_every_steps: int = 4000
-  stop_after_validations: int | None = None  # without a better one
-  checkpoint_every_steps: int = 4000
-  keep_checkpoints: int = 2  # the newest, beside the best
-  keep_every_steps: int | None = None  # these are kept, too
-  tensorboard: bool = True
-  wandb_project: str = ''  # '' = no Weights & Biases
-  profile_steps: int = 0  # in a profiler trace
-  deterministic: bool = False  # the same bits on a GPU, at a cost
-
-  def __post_init__(self):
-    _at_least(self, 1, 'steps batch_size segment_length segments_per_step')
-    _at_least(self, 1, 'log_every_steps eval_every_steps')
-    _at_least(self, 1, 'checkpoint_every_steps keep_checkpoints')
-    _at_least(self, 1, 'tokens row_chunks steps_per_call max_skipped_steps')
-    _at_least(self, 1, 'stop_after_validations keep_every_steps')
-    _at_least(self, 0, 'seed profile_steps')
-    divides = f'a divisor of batch_size ({self.batch_size})'
-    fits = self.batch_size % self.row_chunks == 0
-    _require(fits, self, 'row_chunks', divides)
-    per_call = self.steps_per_call
-    for name in CALL_MULTIPLES:
-      value = getattr(self, name)
-      whole = value is None or value % per_call == 0
-      _require(whole, self, name, f'a multiple of steps_per_call ({per_call})')
-
-  @property
-  def tokens_per_step(self) -> int:
-    """Tokens that one update reads."""
-    return self.batch_size * self.segment_length * self.segments_per_step
+      require(0 < getattr(self, name) < 0.5, self, name, 'in (0, 0.5)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,15 +147,13 @@ class EvalConfig:
   stride: int | None = None
 
   def __post_init__(self):
-    _at_least(self, 1, 'batch_size segment_length stride')
-    _at_least(self, 0, 'memory_length clamp_length')
+    at_least(self, 1, 'batch_size segment_length stride')
+    at_least(self, 0, 'memory_length clamp_length')
     check_span(self, 'eval')
     if self.stride is not None:
       within = f'at most segment_length ({self.segment_length})'
-      _require(self.stride <= self.segment_length, self, 'stride', within)
-      _require(
-        self.memory_length == 0, self, 'memory_length', '0 with a stride'
-      )
+      require(self.stride <= self.segment_length, self, 'stride', within)
+      require(self.memory_length == 0, self, 'memory_length', '0 with a stride')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,28 +167,10 @@ class SampleConfig:
   top_p: float | None = 0.95
 
   def __post_init__(self):
-    _at_least(self, 1, 'length top_k')
-    _at_least(self, 0, 'temperature')
+    at_least(self, 1, 'length top_k')
+    at_least(self, 0, 'temperature')
     inside = self.top_p is None or 0 < self.top_p <= 1
-    _require(inside, self, 'top_p', 'in (0, 1]')
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """The devices as a grid. One axis may be -1: all devices that are left."""
-
-  # Rows of the batch are divided over `data` and `fsdp` together.
-  data: int = -1
-  fsdp: int = 1  # divides parameters and their optimizer state as well
-  tensor: int = 1  # divides heads, feed-forward width and vocabulary
-
-  def __post_init__(self):
-    filled, expected = None, 'at least 1, or -1 for all devices that are left'
-    for name, value in dataclasses.asdict(self).items():
-      _require(value >= 1 or value == -1, self, name, expected)
-      if value == -1:
-        _require(not filled, self, name, f'at least 1, as {filled} is -1')
-        filled = name
+    require(inside, self, 'top_p', 'in (0, 1]')
 
 
 def _default(cls: type) -> Any:
@@ -297,28 +198,3 @@ def check_span(config: Any, section: str) -> None:
       f'config.{section}.attention_span must be from 1 to memory_length + 1 '
       f'({most}), found {span}'
     )
-
-
-def _require(condition: bool, config: Any, name: str, expected: str) -> None:
-  if not condition:
-    section = type(config).__name__.removesuffix('Config').lower()
-    found = getattr(config, name)
-    raise InputError(
-      f'config.{section}.{name} must be {expected}, found {found!r}'
-    )
-
-
-def _at_least(config: Any, low: int, names: str) -> None:
-  for name in names.split():
-    value = getattr(config, name)
-    _require(value is None or value >= low, config, name, f'at least {low}')
-
-
-def _above_zero(config: Any, names: str) -> None:
-  for name in names.split():
-    _require(getattr(config, name) > 0, config, name, 'above 0')
-
-
-def _fraction(config: Any, names: str) -> None:
-  for name in names.split():
-    _require(0 <= getattr(config, name) < 1, config, name, 'in [0, 1)')

@@ -8,6 +8,7 @@ the library receives; unknown fields and wrong types are errors.
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -120,7 +121,12 @@ def _typed(annotation: Any, value: Any, path: str) -> Any:
       raise InputError(f'{path} must be one of {choices}, found {value!r}')
     return value
   if get_origin(annotation) is tuple and isinstance(value, (tuple, list)):
-    return tuple(_typed(get_args(annotation)[0], item, path) for item in value)
+    kinds = get_args(annotation)
+    if kinds[-1] is ...:
+      kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+      raise InputError(f'{path} must hold {len(kinds)} values, found {value!r}')
+    return tuple(map(functools.partial(_typed, path=path), kinds, value))
   if annotation is float and type(value) is int:
     return float(value)
   if type(value) is not annotation:

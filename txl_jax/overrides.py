@@ -83,6 +83,11 @@ def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:
       'config', values, flag_values=holder, sys_argv=rest
     )
     holder(rest)
+  except KeyError as error:
+    raise InputError(
+      f'config has no {error}: get_config must start from '
+      'txl_jax.conversion.default_config()'
+    ) from error
   except (flags.Error, TypeError, ValueError) as error:
     raise InputError(_unreadable(arguments, str(error))) from error
   for argument in to_none:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from txl_jax.config import OptimizerConfig
-from txl_jax.training.optimizer import make_optimizer, make_schedule
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.schedules import make_schedule
 
 PEAK, FINAL, STEPS = 2.5e-4, 1e-5, 1000
 

@@ -18,6 +18,7 @@ from txl_jax.errors import InputError
 from txl_jax.model.memory import Memory, init_memory
 from txl_jax.model.segments import score_segments
 from txl_jax.parallel import mesh as mesh_lib
+from txl_jax.parallel.loading import place_all
 
 SEGMENTS_PER_CALL = 8
 Array = TypeVar('Array', np.ndarray, jax.Array)
@@ -114,14 +115,14 @@ def evaluate(
   if len(tokens) < 2:
     raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
   model = evaluation_model(model, config)
-  memory = init_memory(model, config.batch_size)
-  memory = jax.device_put(memory, mesh_lib.by_rows(mesh, memory))
+  memory = _empty_memory(model, config.batch_size, mesh)
   total, starts_total = 0.0, 0.0
   for part in _batches(tokens, vocabulary.boundary, config):
-    batch, counts_SBT = jax.device_put(part, mesh_lib.by_rows(mesh, part))
-    sums, memory = _nll_sums(
-      model, vocabulary.mark, params, memory, batch, counts_SBT
-    )
+    batch, counts_SBT = place_all(mesh, part, config.batch_size)
+    with mesh_lib.sharded(mesh):
+      sums, memory = _nll_sums(
+        model, vocabulary.mark, mesh, params, memory, batch, counts_SBT
+      )
     sum_SB, starts_SB = np.asarray(jax.device_get(sums), np.float64)
     total, starts_total = total + sum_SB.sum(), starts_total + starts_SB.sum()
   if not math.isfinite(total):
@@ -133,6 +134,14 @@ def evaluate(
     int(_is_start(tokens[:-1], tokens[1:], vocabulary.mark).sum()),
     float(starts_total),
   )
+
+
+def _empty_memory(model: ModelConfig, batch_size: int, mesh: Mesh) -> Memory:
+  def init() -> Memory:
+    return init_memory(model, batch_size)
+
+  places = mesh_lib.by_rows(mesh, jax.eval_shape(init))
+  return jax.jit(init, out_shardings=places)()
 
 
 def _is_start(tokens: Array, targets: Array, mark: int | None) -> Array:
@@ -155,10 +164,11 @@ def _batches(
   return sliding_batches(tokens, boundary, stride=config.stride, **sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _nll_sums(
   model: ModelConfig,
   mark: int | None,
+  mesh: Mesh,
   params: dict,
   memory: Memory,
   batch: Batch,
@@ -177,4 +187,8 @@ def _nll_sums(
   nll_SBT = jnp.where(counts_SBT, nll_SBT, 0)
   is_start_SBT = _is_start(batch.tokens_SBT, batch.targets_SBT, mark)
   of_starts_SBT = jnp.where(is_start_SBT, nll_SBT, 0)
-  return (nll_SBT.sum(axis=-1), of_starts_SBT.sum(axis=-1)), memory
+  sums = nll_SBT.sum(axis=-1), of_starts_SBT.sum(axis=-1)
+  # Whole on each device, so that each process can read them.
+  return jax.lax.with_sharding_constraint(
+    sums, mesh_lib.replicated(mesh)
+  ), memory

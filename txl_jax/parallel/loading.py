@@ -54,3 +54,13 @@ def place(mesh: Mesh, tree: Any, batch_size: int) -> Any:
     return jax.make_array_from_callback(shape, sharding, rows)
 
   return jax.tree.map(global_array, tree, mesh_lib.by_rows(mesh, tree))
+
+
+def place_all(mesh: Mesh, tree: Any, batch_size: int) -> Any:
+  """The same from NumPy arrays of all rows, which each process has."""
+  rows = local_rows(mesh, batch_size)
+
+  def local(leaf: np.ndarray) -> np.ndarray:
+    return leaf[(slice(None),) * mesh_lib.row_axis(leaf) + (rows,)]
+
+  return place(mesh, jax.tree.map(local, tree), batch_size)

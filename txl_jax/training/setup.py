@@ -25,8 +25,8 @@ from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel.loading import local_rows
 from txl_jax.training.averaging import averaged
 from txl_jax.training.metrics import MetricsFile
-from txl_jax.training.optimizer import make_optimizer, make_schedule
-from txl_jax.training.schedules import in_steps
+from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.schedules import in_steps, make_schedule
 from txl_jax.training.state import TrainState, init_state
 from txl_jax.training.workdir import WorkDir
 

@@ -15,7 +15,7 @@ import pytest
 
 from txl_jax.training.run import load_run
 
-STEPS = 200
+STEPS = 1500
 EXPERIMENT = """
 from txl_jax.conversion import default_config
 

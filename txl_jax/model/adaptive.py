@@ -88,6 +88,7 @@ class AdaptiveEmbedding(nn.Module):
       inside_BT = (low <= tokens_BT) & (tokens_BT < high)
       # Others read beyond the table, so that no gradient is added for them.
       row_BT = jnp.where(inside_BT, tokens_BT - low, high - low)
+      table_VE = shards.constrain(table_VE, 'vocabulary', None)
       vector_BTE = table_VE.at[row_BT].get(mode='fill', fill_value=0)
       vector_BTD = vector_BTE.astype(config.dtype)
       if projection_ED is not None:

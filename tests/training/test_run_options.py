@@ -1,6 +1,7 @@
 """What a run can be asked for beside training."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 
@@ -11,6 +12,7 @@ import pytest
 from txl_jax import config as parts
 from txl_jax.config import Config
 from txl_jax.errors import InputError, TrainingError
+from txl_jax.training import checkpoint
 from txl_jax.training.finish import finish
 from txl_jax.training.loop import train
 from txl_jax.training.monitor import Monitor
@@ -203,3 +205,34 @@ def test_a_trace_and_events_are_written(corpus, tmp_path):
 def test_the_length_of_a_run_in_tokens(corpus, tmp_path):
   config = _config(corpus, tokens=5 * 64 - 3)
   assert _set_up(config, tmp_path)[0].config.train.steps == 5
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(corpus, tmp_path, monkeypatch):
+  write = checkpoint.write_checksums
+
+  def full(folder: pathlib.Path) -> None:
+    if folder.parts[-2:] == ('checkpoints', '4'):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    write(folder)
+
+  monkeypatch.setattr(checkpoint, 'write_checksums', full)
+  message = 'checkpoint of step 4 cannot be .*No space left.* step 2 is intact'
+  with pytest.raises(TrainingError, match=message):
+    train(_set_up(_config(corpus), tmp_path)[0])
+  monkeypatch.undo()
+  setup, said = _set_up(_config(corpus), tmp_path)
+  assert int(train(setup).step) == STEPS
+  assert 'Going on from step 2.' in said
+  assert any('checkpoint of step 4 is broken' in line for line in said)
+
+
+def test_damage_to_the_records_of_orbax(corpus, tmp_path):
+  train(_set_up(_config(corpus), tmp_path)[0])
+  record = tmp_path / 'checkpoints' / '6' / '_CHECKPOINT_METADATA'
+  assert record.exists()
+  for text in ('[1]', '{"a": 1}', 'null'):
+    record.write_text(text)
+    setup, said = _set_up(_config(corpus), tmp_path)
+    assert int(train(setup).step) == STEPS
+    assert any('checkpoint of step 6 is broken' in line for line in said)
+    assert 'Going on from step 4.' in said

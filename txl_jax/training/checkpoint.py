@@ -52,10 +52,22 @@ class Checkpoints:
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._saving: int | None = None
     self._checking: concurrent.futures.Future | None = None
+    self._news: list[str] = []
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(self._folder)
+    try:
+      return ocp.CheckpointManager(self._folder)
+    # Damage to its own records keeps Orbax from opening any checkpoint.
+    except Exception:
+      steps = (p.name for p in self._folder.iterdir() if p.name.isdecimal())
+      broken = {step: find_damage(self._folder / step) for step in steps}
+      broken = {step: damage for step, damage in broken.items() if damage}
+      if not broken:
+        raise
+      for step, damage in broken.items():
+        self._news.append(_moved(step, damage, self._move_aside(step)))
+      return ocp.CheckpointManager(self._folder)
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, ascending."""
@@ -138,16 +150,15 @@ class Checkpoints:
       abstract: shapes, dtypes and shardings of the state.
       say: receives a sentence for each broken checkpoint.
     """
+    while self._news:
+      say(self._news.pop())
     for step in reversed(self.steps()):
       folder = self._folder / str(step)
       damage = processes.agree(functools.partial(find_damage, folder))
       if damage is None:
         return self._restore_step(step, abstract)
       aside = self._set_aside(step)
-      say(
-        f'The checkpoint of step {step} is broken ({damage}) and was moved to '
-        f'{aside}; trying the one before.'
-      )
+      say(_moved(step, damage, aside))
     return None
 
   def _restore_step(self, step: int, abstract: TrainState) -> tuple:
@@ -162,13 +173,17 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     self._manager.close()
-    aside = self._folder.with_name(f'broken_{self._folder.name}') / str(step)
+    aside = self._move_aside(str(step))
+    self._manager = self._open()
+    return aside
+
+  def _move_aside(self, step: str) -> pathlib.Path:
+    aside = self._folder.with_name(f'broken_{self._folder.name}') / step
     if processes.is_main():
       aside.parent.mkdir(exist_ok=True)
       shutil.rmtree(aside, ignore_errors=True)
-      os.replace(self._folder / str(step), aside)
+      os.replace(self._folder / step, aside)
     processes.barrier('aside')
-    self._manager = self._open()
     return aside
 
   def drop_after(self, step: int) -> None:
@@ -182,6 +197,13 @@ class Checkpoints:
     self.wait()
     self._thread.shutdown()
     self._manager.close()
+
+
+def _moved(step: object, damage: str, aside: pathlib.Path) -> str:
+  return (
+    f'The checkpoint of step {step} is broken ({damage}) and was moved to '
+    f'{aside}; trying the one before.'
+  )
 
 
 def abstract_state(

@@ -39,6 +39,7 @@ def _unusual() -> Config:
       **dict(tie_projections=(True, False, True), square_projections=False),
       **dict(untie_biases=True, pre_norm=True, layer_norm_epsilon=1e-6),
       **dict(dropout=0.25, attention_dropout=0.5, position_dropout='feature'),
+      attention_implementation='reference',
       **dict(memory_start='zeros', init_std=0.5, projection_init_std=0.25),
       **dict(dtype='bfloat16', remat=True, unroll=3),
       attention_implementation='reference',

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.model.memory import visibility
+from txl_jax.ops import xla_attention
 from txl_jax.ops.dropout import keep_mask
 from txl_jax.ops.relative_attention import IMPLEMENTATIONS, relative_attention
 
+Auto = AxisType.Auto
 H, D = 2, 6
 SEED = 123
 LEAVES = ('q', 'k', 'v', 'table', 'w_r', 'u', 'v_bias')
@@ -110,6 +113,29 @@ def test_whatever_is_visible(mask, T):
   arrays = _inputs(2, T, 24, 5)
   arrays['first'] = _masks(T, 24)[mask]
   _assert_equal_reference(arrays, rate=0.2)
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+  arrays = _inputs(2, 21, 24, 5)
+  arrays['first'] = _masks(21, 24)['documents']
+  monkeypatch.setattr(xla_attention, '_BLOCK', 8)
+  _assert_equal_reference(arrays, rate=0.2)
+
+
+def test_a_mesh_changes_nothing():
+  arrays = _inputs(4, 8, 8, 4)
+  mesh = jax.make_mesh((4, 2), ('rows', 'heads'), axis_types=(Auto, Auto))
+  by_row = PartitionSpec('rows', None, 'heads')
+  specs = dict(q=by_row, k=by_row, v=by_row, first=PartitionSpec('rows'))
+  divided = {
+    name: jax.device_put(
+      x, NamedSharding(mesh, specs.get(name, PartitionSpec()))
+    )
+    for name, x in arrays.items()
+  }
+  expected = _measure(arrays, 'reference', 0.3)
+  for name, found in _measure(divided, 'xla', 0.3).items():
+    assert _error(found, expected[name]) < 5e-6, name
 
 
 @pytest.mark.parametrize('rate', [0.0, 0.3])

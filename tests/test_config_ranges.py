@@ -6,7 +6,6 @@ from txl_jax.config import (
   DataConfig,
   EvalConfig,
   ModelConfig,
-  OptimizerConfig,
   SampleConfig,
   TrainConfig,
 )
@@ -31,10 +30,6 @@ from txl_jax.errors import InputError
     (ModelConfig, 'tie_projections', (True, True), (True,)),
     (DataConfig, 'validation_fraction test_fraction', 0.0, 0.001),
     (DataConfig, 'validation_fraction test_fraction', 0.5, 0.499),
-    (OptimizerConfig, 'learning_rate epsilon clip_norm', 0.0, 1e-12),
-    (OptimizerConfig, 'learning_rate', float('nan'), 1.0),
-    (OptimizerConfig, 'final_learning_rate warmup_steps', -1, 0),
-    (OptimizerConfig, 'b1 b2', 1.0, 0.0),
     (TrainConfig, 'steps batch_size segment_length', 0, 1),
     (TrainConfig, 'segments_per_step keep_checkpoints', 0, 1),
     (TrainConfig, 'log_every_steps eval_every_steps', 0, 1),

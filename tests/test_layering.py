@@ -17,7 +17,7 @@ PACKAGE = ROOT / 'txl_jax'
 ORDER = [
   ['errors'],
   ['checks'],
-  ['train_config'],
+  ['optimizer_config', 'train_config'],
   ['config'],
   ['conversion'],
   ['overrides'],

@@ -48,6 +48,25 @@ def _with(*arguments: str) -> Config:
       (True,),
     ),
     (["--config.sample.prompts=('a', 'b')"], 'sample', 'prompts', ('a', 'b')),
+    (
+      ["--config.optimizer.rate_factors=(('embedding/.*',0.1),)"],
+      'optimizer',
+      'rate_factors',
+      (('embedding/.*', 0.1),),
+    ),
+    (
+      ["--config.optimizer.rate_factors=('a', 2), ('b', 1e-3)"],
+      'optimizer',
+      'rate_factors',
+      (('a', 2.0), ('b', 1e-3)),
+    ),
+    (
+      ['--config.optimizer.frozen=layers/.*'],
+      'optimizer',
+      'frozen',
+      ('layers/.*',),
+    ),
+    (['--config.optimizer.clip_norm=none'], 'optimizer', 'clip_norm', None),
     (['--config.model.dtype=bfloat16'], 'model', 'dtype', 'bfloat16'),
     (['--config.model.d_embed=64'], 'model', 'd_embed', 64),
     (['--config.sample.top_p=1'], 'sample', 'top_p', 1.0),
@@ -131,6 +150,11 @@ def test_an_unknown_name_is_refused(argument, message):
     ('model.d_embed', '1.5'),
     ('model.dtype', 'int8'),
     ('sample.top_p', 'all'),
+    ('optimizer.rate_factors', "('a', 2)"),
+    ('optimizer.rate_factors', "(('a', 'b'),)"),
+    ('optimizer.rate_factors', "(('a', 2),"),
+    ('optimizer.frozen', "('(',)"),
+    ('optimizer.frozen', '(1,)'),
   ],
 )
 def test_a_bad_value_is_refused_in_one_line_with_its_field(name, value):

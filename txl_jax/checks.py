@@ -1,5 +1,6 @@
-"""Checks of fields: one sentence that names the field, and what it must be."""
+"""Checks of the fields of a configuration, each with a sentence if it fails."""
 
+import re
 from typing import Any
 
 from txl_jax.errors import InputError
@@ -16,20 +17,36 @@ def require(condition: bool, config: Any, name: str, expected: str) -> None:
 
 
 def at_least(config: Any, low: int, names: str) -> None:
-  """Each of the fields must be None or at least `low`."""
+  """The fields, where they are not None, must be at least `low`."""
   for name in names.split():
     value = getattr(config, name)
     require(value is None or value >= low, config, name, f'at least {low}')
 
 
 def above_zero(config: Any, names: str) -> None:
-  """Each of the fields must be None or above 0."""
+  """The fields, where they are not None, must be above 0."""
   for name in names.split():
     value = getattr(config, name)
     require(value is None or value > 0, config, name, 'above 0')
 
 
 def fraction(config: Any, names: str) -> None:
-  """Each of the fields must be in [0, 1)."""
+  """The fields must be in [0, 1)."""
   for name in names.split():
     require(0 <= getattr(config, name) < 1, config, name, 'in [0, 1)')
+
+
+def inside(config: Any, names: str) -> None:
+  """The fields must be in (0, 1)."""
+  for name in names.split():
+    require(0 < getattr(config, name) < 1, config, name, 'in (0, 1)')
+
+
+def patterns(config: Any, name: str, values: tuple[str, ...]) -> None:
+  """The values, which stand in a field, must be regular expressions."""
+  for value in values:
+    try:
+      re.compile(value)
+    except re.error as error:
+      expected = f'made of regular expressions ({value!r}: {error})'
+      require(False, config, name, expected)

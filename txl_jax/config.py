@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from txl_jax.checks import at_least, fraction, require
 from txl_jax.errors import InputError
-from txl_jax.train_config import MeshConfig, OptimizerConfig, TrainConfig
+from txl_jax.optimizer_config import OptimizerConfig
+from txl_jax.train_config import MeshConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

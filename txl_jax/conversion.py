@@ -8,7 +8,6 @@ the library receives; unknown fields and wrong types are errors.
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -33,11 +32,12 @@ def to_config_dict(config: Config) -> config_dict.ConfigDict:
     result[section.name] = config_dict.ConfigDict()
     values = getattr(config, section.name)
     for name, annotation in typing.get_type_hints(type(values)).items():
-      result[section.name][name] = getattr(values, name)
+      value = getattr(values, name)
       if optional_type(annotation):
         reference = config_dict.placeholder(optional_type(annotation))
-        reference.set(getattr(values, name))
-        result[section.name][name] = reference
+        reference.set(value)
+        value = reference
+      result[section.name][name] = value
   return result.lock()
 
 
@@ -121,18 +121,27 @@ def _typed(annotation: Any, value: Any, path: str) -> Any:
       raise InputError(f'{path} must be one of {choices}, found {value!r}')
     return value
   if get_origin(annotation) is tuple and isinstance(value, (tuple, list)):
-    kinds = get_args(annotation)
-    if kinds[-1] is ...:
-      kinds = kinds[:1] * len(value)
-    if len(kinds) != len(value):
-      raise InputError(f'{path} must hold {len(kinds)} values, found {value!r}')
-    return tuple(map(functools.partial(_typed, path=path), kinds, value))
+    return _typed_tuple(annotation, value, path)
   if annotation is float and type(value) is int:
     return float(value)
   if type(value) is not annotation:
     name = getattr(annotation, '__name__', annotation)
+    name = annotation if get_origin(annotation) is tuple else name
     raise InputError(
       f'{path} must be of type {name}, found {value!r} of type '
       f'{type(value).__name__}'
     )
   return value
+
+
+def _typed_tuple(annotation: Any, value: Any, path: str) -> tuple:
+  """Of any length (`tuple[T, ...]`), or of one type for each item."""
+  inner = get_args(annotation)
+  if inner[-1] is Ellipsis:
+    inner = inner[:1] * len(value)
+  if len(inner) != len(value):
+    raise InputError(
+      f'{path} must be of type {annotation}, found {value!r}, which has '
+      f'{len(value)} items'
+    )
+  return tuple(_typed(type_, item, path) for type_, item in zip(inner, value))

@@ -3,55 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from txl_jax.checks import above_zero, at_least, fraction, require
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """Optimizer, learning rate, clipping, and averages of the parameters."""
-
-  name: Literal['adam', 'adamw', 'lamb', 'adafactor', 'sgd', 'muon'] = 'adam'
-  learning_rate: float = 2.5e-4
-  final_learning_rate: float = 0.0
-  # 'cosine' decays from the end of the warm-up on; 'cosine_official' from step
-  # 0 on, the warm-up overriding it, as the paper's PyTorch code does.
-  schedule: Literal[
-    'cosine',
-    'cosine_official',
-    'linear',
-    'inverse_square_root',
-    'constant',
-    'plateau',
-  ] = 'cosine'
-  warmup_steps: int = 0
-  warmup_tokens: int | None = None  # instead of warmup_steps
-  plateau_factor: float = 0.5  # the rate falls to this part
-  plateau_patience: int = 0  # after more than so many validations
-  b1: float = 0.9  # momentum, with sgd
-  b2: float = 0.999
-  epsilon: float = 1e-8
-  clip_norm: float | None = 0.25
-  weight_decay: float = 0.0  # not of biases and layer norms
-  # Regular expressions for whole paths of parameters: (('embedding/.*', 0.1),).
-  rate_factors: tuple[tuple[str, float], ...] = ()
-  frozen: tuple[str, ...] = ()
-  # Averages are evaluated instead of the parameters.
-  average: Literal['none', 'ema', 'tail'] = 'none'
-  average_decay: float = 0.999  # of ema
-  average_last_fraction: float = 0.25  # of the run, for tail
-
-  def __post_init__(self):
-    for name in ('rate_factors', 'frozen'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    above_zero(self, 'learning_rate epsilon clip_norm')
-    at_least(self, 0, 'final_learning_rate warmup_steps warmup_tokens')
-    at_least(self, 0, 'weight_decay plateau_patience')
-    fraction(self, 'b1 b2 average_decay')
-    for name in ('plateau_factor', 'average_last_fraction'):
-      require(0 < getattr(self, name) <= 1, self, name, 'in (0, 1]')
-    plain = self.name == 'adam' and self.weight_decay
-    require(not plain, self, 'weight_decay', "0 with adam (see 'adamw')")
-
+from txl_jax.checks import at_least, require
 
 # What happens between calls can only happen after whole calls.
 CALL_MULTIPLES = (

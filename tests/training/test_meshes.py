@@ -63,7 +63,7 @@ def _train(sizes: tuple[int, int, int] | None) -> tuple[list[float], str, dict]:
     state, metrics = step(state, batch)
     losses.append(float(metrics['loss_sum']))
   wanted = param_shardings(mesh, state.params)
-  for tree in (state.params, state.average.mean):
+  for tree in (state.params, state.average['params']):
     assert jax.tree.map(lambda leaf: leaf.sharding, tree) == wanted
   return losses, step.as_text(), state.params
 

@@ -1,105 +1,196 @@
-"""Learning rates against their closed forms."""
+"""The optimizers against optax's own, layer by layer, and against NumPy."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from txl_jax.config import OptimizerConfig
+from txl_jax.training import groups
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.schedules import make_schedule
 
-PEAK, FINAL, STEPS = 2.5e-4, 1e-5, 1000
+RATE, STEPS = 0.01, 1000
+# Of each kind of parameter one.
+SHAPES = {
+  'layers': {
+    'attention': {'query': (2, 4, 2, 3), 'content_bias': (2, 2, 3)},
+    'attention_norm': {'bias': (2, 4), 'scale': (2, 4)},
+  },
+  'embedding': {'table_0': (7, 3), 'projection_0': (3, 4)},
+  'softmax': {'bias': (7,), 'cluster_weight': (2, 4)},
+}
+DECAYED = {'query', 'table_0', 'projection_0', 'cluster_weight'}
+# Two axes of at least 32, which Adafactor factors.
+WIDE = {
+  'layers': {'attention': {'query': (2, 33, 2, 34), 'key': (2, 3, 2, 4)}},
+  'embedding': {'table_0': (40, 32)},
+  'softmax': {'bias': (40,)},
+}
 
 
-def _config(schedule: str, warmup: int, **rest) -> OptimizerConfig:
-  return OptimizerConfig(
-    **{'learning_rate': PEAK, 'final_learning_rate': FINAL, **rest},
-    schedule=schedule,
-    warmup_steps=warmup,
+def _config(name: str = 'adam', **rest) -> OptimizerConfig:
+  """No clipping, unless asked for."""
+  fields = {'learning_rate': RATE, 'schedule': 'linear', 'clip_norm': None}
+  return OptimizerConfig(**{'name': name, **fields, **rest})
+
+
+def _random(shapes: dict, seed: int) -> dict:
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda shape: jnp.array(rng.normal(size=shape), jnp.float32),
+    shapes,
+    is_leaf=lambda leaf: isinstance(leaf, tuple),
   )
 
 
-def _half_cosine(done: int, of: int) -> float:
-  wave = (1 + math.cos(math.pi * min(done, of) / of)) / 2
-  return FINAL + (PEAK - FINAL) * wave
+@pytest.fixture(scope='module')
+def params() -> dict:
+  return _random(SHAPES, 0)
 
 
-def _cosine(count: int, warmup: int) -> float:
-  if count < warmup:
-    return PEAK * (count + 1) / warmup
-  return _half_cosine(count - warmup, STEPS - warmup)
+@pytest.fixture(scope='module')
+def gradients() -> list[dict]:
+  return [_random(SHAPES, seed) for seed in (1, 2)]
 
 
-def _cosine_official(count: int, warmup: int) -> float:
-  if count < warmup:
-    return PEAK * count / warmup
-  return _half_cosine(count, STEPS)
+def _walk(optimizer, params: Any, gradients: list) -> list:
+  """Updates for gradients that come one after another."""
 
-
-FORMS = [('cosine', _cosine), ('cosine_official', _cosine_official)]
-
-
-@pytest.mark.parametrize('warmup', [0, 1, 10, 400])
-@pytest.mark.parametrize(('name', 'form'), FORMS)
-def test_closed_forms(name, form, warmup):
-  schedule = make_schedule(_config(name, warmup), STEPS)
-  counts = {0, 1, 5, 9, 10, 11, 399, 400, 401, 500, 700, 998, 999, 1000, 1500}
-  compiled = jax.jit(schedule)
-  for count in sorted(counts):
-    expected = form(count, warmup)
-    rate = float(schedule(count))
-    assert rate == pytest.approx(expected, rel=2e-6, abs=1e-12), count
-    rate = float(compiled(jnp.int32(count)))
-    assert rate == pytest.approx(expected, rel=2e-6, abs=1e-12), count
-
-
-def test_where_the_schedules_begin_peak_and_end():
-  shifted = make_schedule(_config('cosine', 100), STEPS)
-  official = make_schedule(_config('cosine_official', 100), STEPS)
-  # The first update of the official schedule has the rate 0.
-  assert float(shifted(0)) == pytest.approx(PEAK / 100)
-  assert float(official(0)) == 0
-  # The shifted one reaches the peak, the other falls short of it.
-  assert float(shifted(100)) == pytest.approx(PEAK)
-  assert max(float(official(i)) for i in range(0, STEPS, 5)) < 0.99 * PEAK
-  for schedule in (shifted, official):
-    assert float(schedule(STEPS)) == pytest.approx(FINAL, rel=1e-6)
-    assert float(schedule(10 * STEPS)) == pytest.approx(FINAL, rel=1e-6)
-    assert FINAL < float(schedule(STEPS - 1)) < 1.01 * FINAL
-
-
-def test_without_a_final_rate_the_end_is_zero():
-  config = _config('cosine', 10, final_learning_rate=0.0)
-  assert float(make_schedule(config, STEPS)(STEPS)) == 0
-
-
-@pytest.mark.parametrize('name', ['cosine', 'cosine_official'])
-def test_a_warmup_longer_than_the_run_only_ramps(name):
-  schedule = make_schedule(_config(name, 20), 10)
-  rates = [float(schedule(i)) for i in range(10)]
-  np.testing.assert_allclose(np.diff(rates), PEAK / 20, rtol=1e-5)
-  assert rates[-1] < PEAK / 2 + 1e-9
-
-
-@pytest.mark.parametrize(('name', 'form'), FORMS)
-def test_the_optimizer_follows_the_schedule(name, form):
-  config = _config(name, 3, epsilon=1e-30, clip_norm=1e9)
-  optimizer = make_optimizer(config, STEPS)
-  params = {'w': jnp.zeros(2)}
-  state = optimizer.init(params)
-  gradient = {'w': jnp.array([2.0, -0.5])}
-  # Under a constant gradient Adam moves by the rate, against its sign.
-  for count in range(8):
+  @jax.jit
+  def step(params: Any, state: Any, gradient: Any) -> tuple:
     updates, state = optimizer.update(gradient, state, params)
-    expected = form(count, 3) * np.array([-1, 1])
-    np.testing.assert_allclose(updates['w'], expected, rtol=1e-5, atol=1e-12)
+    return updates, optax.apply_updates(params, updates), state
+
+  state, found = jax.jit(optimizer.init)(params), []
+  for gradient in gradients:
+    updates, params, state = step(params, state, gradient)
+    found.append(updates)
+  return found
+
+
+def _by_path(tree: Any) -> dict:
+  return dict(zip(groups.paths(tree), jax.tree.leaves(tree)))
+
+
+def _assert_close(found: Any, expected: Any) -> None:
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for path, leaf in _by_path(found).items():
+    np.testing.assert_allclose(
+      leaf, _by_path(expected)[path], rtol=5e-5, atol=1e-8, err_msg=path
+    )
+
+
+def _decays(params: Any) -> Any:
+  return groups.map_paths(lambda path: path.split('/')[-1] in DECAYED, params)
+
+
+def _reference(name: str) -> optax.GradientTransformation:
+  rate = optax.linear_schedule(RATE, 0.0, STEPS)
+  penalty = optax.add_decayed_weights(0.1, _decays)
+  return {
+    'adam': optax.chain(penalty, optax.adam(rate, 0.8, 0.99, 1e-6)),
+    'adamw': optax.adamw(rate, 0.8, 0.99, 1e-6, weight_decay=0.1, mask=_decays),
+    'sgd': optax.chain(penalty, optax.sgd(rate, 0.8)),
+  }[name]
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'sgd'])
+def test_the_updates_are_those_of_optax(name, params, gradients):
+  config = _config(name, b1=0.8, b2=0.99, epsilon=1e-6, weight_decay=0.1)
+  found = _walk(make_optimizer(config, STEPS), params, gradients)
+  expected = _walk(_reference(name), params, gradients)
+  _assert_close(found, expected)
+
+
+def _unstacked(tree: dict) -> dict:
+  """With a tree for each layer."""
+  count = jax.tree.leaves(tree['layers'])[0].shape[0]
+
+  def layer(i: int) -> dict:
+    return jax.tree.map(lambda leaf: leaf[i], tree['layers'])
+
+  return {**tree, 'layers': [layer(i) for i in range(count)]}
+
+
+@pytest.mark.parametrize('name', ['lamb', 'adafactor'])
+def test_layers_are_apart_although_they_are_stacked(name):
+  params, first, second = (_random(WIDE, seed) for seed in range(3))
+  # Layers of different size, whose common norm would not do.
+  params['layers'] = jax.tree.map(
+    lambda leaf: leaf * jnp.array([3.0, 0.1])[:, None, None, None],
+    params['layers'],
+  )
+  optimizer = make_optimizer(_config(name), STEPS)
+  found = _walk(optimizer, params, [first, second])
+  rate = optax.linear_schedule(RATE, 0.0, STEPS)
+  plain = {
+    'lamb': optax.lamb(rate, eps=1e-8),
+    'adafactor': optax.adafactor(rate, min_dim_size_to_factor=32),
+  }[name]
+  expected = _walk(
+    plain, _unstacked(params), [_unstacked(first), _unstacked(second)]
+  )
+  for one, other in zip(found, expected):
+    _assert_close(_unstacked(one), other)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adafactor', 'muon'])
+def test_weight_decay_is_a_part_of_the_parameter(name, params, gradients):
+  """Added to the update: rate times decay, where the mask allows it."""
+  first = gradients[:1]
+  (plain,) = _walk(make_optimizer(_config(name), STEPS), params, first)
+  config = _config(name, weight_decay=0.5)
+  (found,) = _walk(make_optimizer(config, STEPS), params, first)
+  expected = jax.tree.map(
+    lambda update, param, decays: update - RATE * 0.5 * param * decays,
+    *(plain, params, _decays(params)),
+  )
+  _assert_close(found, expected)
+
+
+def test_which_parameters_decay_can_be_chosen(params, gradients):
+  config = _config('adamw', weight_decay=0.5, undecayed=('(?!softmax).*',))
+  (found,) = _walk(make_optimizer(config, STEPS), params, gradients[:1])
+  (plain,) = _walk(make_optimizer(_config(), STEPS), params, gradients[:1])
+  for path, update in _by_path(found).items():
+    changed = not np.array_equal(update, _by_path(plain)[path])
+    assert changed == path.startswith('softmax/'), path
+
+
+@pytest.mark.parametrize('clip_norm', [0.5, 1e4, None])
+def test_the_global_norm_is_clipped(clip_norm, params, gradients):
+  config = _config('sgd', b1=0.0, schedule='constant', clip_norm=clip_norm)
+  found = _walk(make_optimizer(config, STEPS), params, gradients)
+  for updates, gradient in zip(found, gradients):
+    leaves = map(np.array, jax.tree.leaves(gradient))
+    norm = math.sqrt(sum((leaf**2).sum() for leaf in leaves))
+    assert 0.5 < norm < 1e4
+    by = -RATE * min(1, (clip_norm or norm) / norm)
+    for path, update in _by_path(updates).items():
+      expected = by * np.array(_by_path(gradient)[path])
+      np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'cosine_official', 'constant'])
+def test_the_optimizer_follows_the_schedule(schedule):
+  config = _config(schedule=schedule, warmup_steps=3, epsilon=1e-30)
+  params = {'w': jnp.zeros(2)}
+  gradient = {'w': jnp.array([2.0, -0.5])}
+  found = _walk(make_optimizer(config, 20), params, [gradient] * 8)
+  rates = make_schedule(config, 20)
+  # Under a constant gradient Adam moves by the rate, against its sign.
+  for count, updates in enumerate(found):
+    expected = float(rates(count)) * np.array([-1, 1])
+    np.testing.assert_allclose(updates['w'], expected, rtol=2e-5, atol=1e-12)
 
 
 def test_the_optimizer_is_adam_with_the_given_moments():
-  config = _config('cosine', 0, b1=0.5, b2=0.75, epsilon=0.1, clip_norm=1e9)
+  config = _config(b1=0.5, b2=0.75, epsilon=0.1, schedule='constant')
   optimizer = make_optimizer(config, STEPS)
   state = optimizer.init(jnp.zeros(()))
   mean = square = 0.0
@@ -109,26 +200,15 @@ def test_the_optimizer_is_adam_with_the_given_moments():
     square = 0.75 * square + 0.25 * gradient**2
     m = mean / (1 - 0.5 ** (count + 1))
     v = square / (1 - 0.75 ** (count + 1))
-    expected = -_cosine(count, 0) * m / (math.sqrt(v) + 0.1)
+    expected = -RATE * m / (math.sqrt(v) + 0.1)
     assert float(update) == pytest.approx(expected, rel=1e-5)
 
 
 def test_sgd_has_momentum():
-  config = _config('cosine', 0, name='sgd', b1=0.5, clip_norm=1e9)
+  config = _config('sgd', b1=0.5, schedule='constant')
   optimizer = make_optimizer(config, STEPS)
   state, velocity = optimizer.init(jnp.zeros(())), 0.0
-  for count, gradient in enumerate([1.0, -2.0, 0.25]):
+  for gradient in [1.0, -2.0, 0.25]:
     update, state = optimizer.update(jnp.float32(gradient), state)
     velocity = 0.5 * velocity + gradient
-    expected = -_cosine(count, 0) * velocity
-    assert float(update) == pytest.approx(expected, rel=1e-5)
-
-
-def test_lamb_moves_each_array_by_its_own_norm():
-  config = _config('cosine', 0, name='lamb', epsilon=1e-30, clip_norm=1e9)
-  optimizer = make_optimizer(config, STEPS)
-  params = {'small': jnp.full(4, 0.5), 'large': jnp.full(4, 8.0)}
-  gradient = {'small': jnp.full(4, 3.0), 'large': jnp.full(4, -0.1)}
-  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-  np.testing.assert_allclose(updates['small'], -PEAK * 0.5, rtol=1e-5)
-  np.testing.assert_allclose(updates['large'], PEAK * 8.0, rtol=1e-5)
+    assert float(update) == pytest.approx(-RATE * velocity, rel=1e-5)

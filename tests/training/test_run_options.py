@@ -23,6 +23,16 @@ from txl_jax.training.start import check_params
 STEPS = 6
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _compiled_once(tmp_path_factory):
+  """Each run compiles its own step; equal ones are compiled once."""
+  before = jax.config.jax_compilation_cache_dir
+  folder = tmp_path_factory.mktemp('compiled')
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  yield
+  jax.config.update('jax_compilation_cache_dir', before)
+
+
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory) -> pathlib.Path:
   """A small text file."""

@@ -13,6 +13,7 @@ from txl_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from txl_jax.data.streams import Batch, TrainStream
 from txl_jax.training.norms import group_norms, total_norm
 from txl_jax.training.optimizer import make_optimizer
+from txl_jax.training.schedules import init_plateau
 from txl_jax.training.state import TrainState, init_state
 from txl_jax.training.step import (
   forget_broken_rows,
@@ -151,7 +152,7 @@ def test_rows_that_remember_nonsense_forget(stream, single):
 
 def test_an_average_is_kept_and_not_of_skipped_updates(stream, start):
   def average(sums: dict, params: dict, step: jax.Array) -> dict:
-    return jax.tree.map(lambda s, p: s + step * p, sums, params)
+    return jax.tree.map(lambda s, p: s + (step - 1) * p, sums, params)
 
   zeros = jax.tree.map(jnp.zeros_like, start.params)
   step = jax.jit(make_train_step(MODEL, ADAM, average=average))
@@ -163,8 +164,6 @@ def test_an_average_is_kept_and_not_of_skipped_updates(stream, start):
 
 
 def test_a_plateau_scales_the_update(stream, start):
-  from txl_jax.training.schedules import init_plateau
-
   sgd = optax.sgd(0.1)
   start = start.replace(opt_state=sgd.init(start.params))
   step = jax.jit(make_train_step(MODEL, sgd))

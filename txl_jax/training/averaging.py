@@ -1,70 +1,75 @@
-"""Averages of the parameters, which evaluation uses instead of them."""
+"""Means of the parameters over the updates, to be evaluated in their place."""
 
-import flax
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from txl_jax.config import OptimizerConfig
+from txl_jax.optimizer_config import OptimizerConfig
 
 
-@flax.struct.dataclass
-class Average:
-  """A running mean.
+def init_average(config: OptimizerConfig, params: Any) -> dict | None:
+  """The average before the first update: the parameters themselves.
 
-  Attributes:
-    count: int32, how many updates are in it.
-    mean: like the parameters, float32 or wider.
+  Args:
+    config: whose `average` says which.
+    params: the parameters.
+
+  Returns:
+    None for 'none'; else a dict of `params`, float32 copies, and `count`, an
+    int32: the updates averaged so far.
   """
-
-  count: jax.Array
-  mean: dict
-
-
-def init_average(config: OptimizerConfig, params: dict) -> Average | None:
-  """Before the first update; None if none is kept."""
   if config.average == 'none':
     return None
-  # A copy: the state is donated, and no buffer can be donated twice.
-  return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+  copies = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
+  return {'params': copies, 'count': jnp.zeros((), jnp.int32)}
 
 
 def update_average(
   config: OptimizerConfig,
-  average: Average,
-  params: dict,
-  step: jax.Array,
+  average: dict | None,
+  params: Any,
+  step: jax.Array | int,
   steps: int,
-) -> Average:
-  """Adds the parameters after an update.
+) -> dict | None:
+  """The average after an update.
 
-  `ema` is the exponential moving average, its weights divided by their sum so
-  that the first updates do not count for too much. `tail` is the equal mean of
-  the last part of the run (stochastic weight averaging); before that part it is
-  the parameters themselves.
+  'ema' is the mean of the parameters after updates 1..n with weights
+  proportional to `average_decay ** (n - i)`: an exponential moving average with
+  the correction for its beginning, as of Adam's moments (Kingma & Ba 2015,
+  section 3). 'tail' is the plain mean over the last `average_last_fraction` of
+  the run (Izmailov et al. 2018), and the newest parameters before that.
 
   Args:
-    config: which average, its decay or its part of the run.
-    average: so far.
-    params: after the update.
-    step: of the update, from 0.
+    config: which average.
+    average: that before the update, from `init_average`.
+    params: the parameters after it.
+    step: updates done, this one included; from 1 to `steps`.
     steps: updates in the run.
   """
+  if average is None:
+    return None
+  count = average['count'] + 1
   if config.average == 'ema':
-    count = average.count + 1
-    decay = config.average_decay
-    share = (1 - decay) / (1 - decay**count)
+    # 1 - decay**count would lose its digits to rounding.
+    log = math.log(config.average_decay)
+    weight = math.expm1(log) / jnp.expm1(count * jnp.float32(log))
   else:
-    begin = steps - round(steps * config.average_last_fraction)
-    count = average.count + (step >= begin)
-    share = 1 / jnp.maximum(count, 1)
-  mean = jax.tree.map(
-    lambda m, p: m + share.astype(m.dtype) * (p - m), average.mean, params
-  )
-  return Average(count.astype(jnp.int32), mean)
+    tail = max(round(config.average_last_fraction * steps), 1)
+    count = jnp.where(step > steps - tail, count, 0)
+    weight = 1 / jnp.maximum(count, 1).astype(jnp.float32)
+
+  def move(mean: jax.Array, param: jax.Array) -> jax.Array:
+    param = param.astype(jnp.float32)
+    return jnp.where(weight >= 1, param, mean + weight * (param - mean))
+
+  return {
+    'params': jax.tree.map(move, average['params'], params),
+    'count': count,
+  }
 
 
-def averaged(
-  config: OptimizerConfig, average: Average | None, params: dict
-) -> dict:
-  """What evaluation uses: the average, or the parameters if none is kept."""
-  return params if average is None else average.mean
+def averaged(config: OptimizerConfig, average: dict | None, params: Any) -> Any:
+  """What is evaluated: the average, or the parameters if there is none."""
+  return params if config.average == 'none' else average['params']

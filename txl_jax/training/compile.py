@@ -13,6 +13,7 @@ from txl_jax.config import Config
 from txl_jax.data.streams import Batch
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.training.averaging import update_average
+from txl_jax.training.groups import stop_frozen
 from txl_jax.training.state import TrainState
 from txl_jax.training.step import make_train_step, several_steps
 
@@ -41,6 +42,7 @@ def compile_step(
     optimizer,
     loss=config.train.loss,
     row_chunks=config.train.row_chunks,
+    stop=functools.partial(stop_frozen, config.optimizer),
     average=None if state.average is None else average,
   )
   if config.train.steps_per_call > 1:

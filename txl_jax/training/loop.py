@@ -190,7 +190,7 @@ _parameter_norms = jax.jit(group_norms)
 
 
 def _record(setup: Setup, notes: Notes, done: int) -> None:
-  record_training(setup, notes.late, done)
+  record_training(setup, notes.late, done, notes.rate_scale)
   notes.meter.follow(notes.late)
   notes.late = None
 
@@ -209,6 +209,7 @@ def _validate(
     plateau = after_validation(
       setup.config.optimizer, state.plateau, result.nll
     )
+    notes.rate_scale = float(plateau.scale)
     place = mesh_lib.replicated(setup.mesh)
     state = state.replace(plateau=jax.device_put(plateau, place))
   if notes.monitor.after(step, result.nll):

@@ -34,7 +34,9 @@ def progress_bar(steps: int, first: int) -> tqdm.tqdm:
   )
 
 
-def record_training(setup: Setup, meter: Meter, done: int) -> None:
+def record_training(
+  setup: Setup, meter: Meter, done: int, rate_scale: float
+) -> None:
   """Adds what the meter has summed up to a step, and says it."""
   line = meter.line()
   key = run_key(setup.config.train.seed)
@@ -47,6 +49,7 @@ def record_training(setup: Setup, meter: Meter, done: int) -> None:
       f'{", ".join(skipped["groups"]) or "nothing"} is not finite'
     )
   facts = setup.facts_of(done, line['tokens_per_second'])
+  facts['learning_rate'] *= rate_scale
   setup.metrics.append(step=done, split='train', **line, **facts)
   if 'loss' in line:
     setup.say(_progress(setup, done, line))

@@ -26,7 +26,7 @@ from txl_jax.parallel.loading import local_rows
 from txl_jax.training.averaging import averaged
 from txl_jax.training.metrics import MetricsFile
 from txl_jax.training.optimizer import make_optimizer
-from txl_jax.training.schedules import in_steps, make_schedule
+from txl_jax.training.schedules import in_steps, make_schedule, steps_for
 from txl_jax.training.state import TrainState, init_state
 from txl_jax.training.workdir import WorkDir
 
@@ -174,9 +174,10 @@ def _resolved(config: Config) -> Config:
   data = dataclasses.replace(config.data, path=path)
   train = config.train
   if train.tokens is not None:
-    per_call = train.tokens_per_step * train.steps_per_call
-    steps = -(-train.tokens // per_call) * train.steps_per_call
-    train = dataclasses.replace(train, steps=steps)
+    calls = steps_for(
+      train.tokens, train.tokens_per_step * train.steps_per_call
+    )
+    train = dataclasses.replace(train, steps=calls * train.steps_per_call)
   optimizer = in_steps(config.optimizer, train.tokens_per_step)
   parts = dict(data=data, train=train, optimizer=optimizer)
   return dataclasses.replace(config, **parts)

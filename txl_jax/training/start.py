@@ -13,6 +13,7 @@ from txl_jax.errors import InputError
 from txl_jax.interop.pretrained import load_pretrained
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel import partition
+from txl_jax.training.averaging import init_average
 from txl_jax.training.checkpoint import Checkpoints, abstract_state
 from txl_jax.training.meter import Meter
 from txl_jax.training.monitor import Monitor
@@ -29,11 +30,13 @@ class Notes:
     meter: sums since the last line of metrics.
     monitor: what validation has found.
     late: the sums of a line that is to be recorded.
+    rate_scale: what a plateau has done to the learning rate.
   """
 
   meter: Meter
   monitor: Monitor
   late: Meter | None = None
+  rate_scale: float = 1.0
 
   def to_json(self) -> dict:
     """For the checkpoint; waits for the device."""
@@ -62,7 +65,10 @@ def start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Notes]:
   setup.metrics.drop_after(int(state.step))
   setup.say(f'Going on from step {int(state.step):,}.')
   meter = Meter(host['sums'], most_skipped=most)
-  return state, Notes(meter, Monitor.from_json(host['monitor']))
+  notes = Notes(meter, Monitor.from_json(host['monitor']))
+  if state.plateau is not None:
+    notes.rate_scale = float(state.plateau.scale)
+  return state, notes
 
 
 def _begin(setup: Setup, abstract: TrainState) -> TrainState:
@@ -76,7 +82,11 @@ def _begin(setup: Setup, abstract: TrainState) -> TrainState:
   check_params(params, abstract.params, source)
   setup.say(f'Parameters from {source}')
   params = jax.tree.map(jax.device_put, params, shardings.params)
-  average = None if state.average is None else setup.init_average(params)
+  average = (
+    None
+    if state.average is None
+    else init_average(setup.config.optimizer, params)
+  )
   return state.replace(params=params, average=average)
 
 

@@ -41,6 +41,7 @@ def make_train_step(
   *,
   loss: str = 'full',
   row_chunks: int = 1,
+  stop: Callable[[dict], dict] = identity,
   average: Callable[[Any, dict, jax.Array], Any] | None = None,
 ) -> TrainStep:
   """Builds the pure train step of a model and an optimizer.
@@ -51,7 +52,9 @@ def make_train_step(
     loss: which tokens are trained on, as in `scored`.
     row_chunks: the rows are read in so many chunks, one after another, and
       their gradients added: less memory, same update.
-    average: (average, parameters, step) -> average; None keeps none.
+    stop: takes the parameters that the loss is computed from, and stops the
+      gradient of those that are frozen.
+    average: (average, parameters, updates done) -> average; None keeps none.
 
   Returns:
     `train_step(state, batch, *, reduce=identity)`. It scans over the segments
@@ -71,7 +74,7 @@ def make_train_step(
     state: TrainState, batch: Batch, *, reduce: Callable = identity
   ) -> tuple[TrainState, dict]:
     total, gradients, memory = _gradients(
-      config, state, batch, loss=loss, row_chunks=row_chunks
+      config, state, batch, loss=loss, row_chunks=row_chunks, stop=stop
     )
     count = jnp.asarray(scored(batch.targets_SBT, loss).size, jnp.float32)
     total, count, gradients = reduce((total, count, gradients))
@@ -113,6 +116,7 @@ def _gradients(
   *,
   loss: str,
   row_chunks: int,
+  stop: Callable[[dict], dict],
 ) -> tuple[jax.Array, dict, Memory]:
   """Sums over the batch of loss and gradients, and the memory after it."""
   dropping = config.dropout > 0 or config.attention_dropout > 0
@@ -121,7 +125,7 @@ def _gradients(
   def loss_sum(params: dict, batch: Batch, memory: Memory, key: Any) -> tuple:
     nll_SBT, memory = score_segments(
       config,
-      params,
+      stop(params),
       batch.tokens_SBT,
       batch.targets_SBT,
       memory,
@@ -176,7 +180,7 @@ def _updated(
   params = optax.apply_updates(state.params, updates)
   new = dict(params=params, opt_state=opt_state, average=state.average)
   if average is not None:
-    new['average'] = average(state.average, params, state.step)
+    new['average'] = average(state.average, params, state.step + 1)
   return new
 
 

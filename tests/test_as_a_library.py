@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import txl_jax
@@ -80,6 +81,7 @@ def _trained(n_devices: int) -> tuple[dict, list[float]]:
   return jax.device_get(params), losses
 
 
+@pytest.mark.slow
 def test_it_learns_to_count():
   params, losses = _trained(1)
   assert losses[0] > 3.0
@@ -103,6 +105,7 @@ def test_it_learns_to_count():
   assert tokens_BL.tolist() == [[16, 17, 18, 19], [0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 def test_its_mesh_makes_no_difference():
   _, losses = _trained(1)
   _, losses_8 = _trained(8)

@@ -78,8 +78,9 @@ def _lines(work: pathlib.Path) -> list[dict]:
 
 def test_training_end_to_end(trained):
   work, printed = trained
-  names = ['checkpoints', 'config.json', 'metrics.jsonl', 'report.html']
-  names += ['run.json', 'samples.json', 'vocabulary.json']
+  names = ['best', 'checkpoints', 'config.json', 'lock', 'metrics.jsonl']
+  names += ['report.html', 'run.json', 'samples.json', 'tensorboard']
+  names += ['vocabulary.json']
   assert sorted(path.name for path in work.iterdir()) == names
   places = [(line['step'], line['split']) for line in _lines(work)]
   expected = [(step, x) for step in (2, 4) for x in ('train', 'validation')]

@@ -56,6 +56,7 @@ def test_the_size_of_the_vocabulary_is_told(arguments, tmp_path, capsys):
   assert 'the vocabulary of text.txt has 13 tokens' in error
 
 
+@pytest.mark.slow
 def test_words_go_in_and_come_out(arguments, tmp_path, capsys):
   work = pathlib.Path(tmp_path / 'run')
   assert main(['train', *arguments, f'--workdir={work}']) == 0

@@ -193,7 +193,8 @@ def test_an_unknown_variant_is_named(argument, message, tmp_path, capsys):
 def test_another_vocabulary_is_refused(text, tmp_path, capsys):
   command = ['train', f'--config={ROOT}/experiments/wt103_base.py']
   command += [f'--workdir={tmp_path}', '--config.data.corpus=']
-  command += [f'--config.data.path={text}']
+  command += [f'--config.data.path={text}', '--config.train.batch_size=64']
+  command += ['--config.eval.batch_size=8']
   assert main(command) == 2
   error = capsys.readouterr().err
   assert 'config.model.vocab_size is 267,735' in error

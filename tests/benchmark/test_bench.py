@@ -95,6 +95,7 @@ def test_a_measurement(experiment, capsys):
   assert shares['feed_forward'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHOICE, reason='there is one implementation')
 def test_a_comparison(experiment, capsys):
   lines, _ = _bench(capsys, experiment, '--compare=reference,xla', '--steps=1')

@@ -91,6 +91,7 @@ def test_scan_equals_a_python_loop(config):
   assert last.valid_B.tolist() == memory.valid_B.tolist() == [7, 7]
 
 
+@pytest.mark.slow
 def test_how_it_is_computed_does_not_matter():
   # With dropout: recomputed and unrolled layers draw the same masks.
   config = dataclasses.replace(POST, dropout=0.3, attention_dropout=0.3)

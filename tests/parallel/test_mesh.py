@@ -117,6 +117,7 @@ def _alone() -> tuple:
   return jax.device_get(jax.jit(_gradient)(*_arguments()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)])
 def test_the_model_gives_the_same_gradients(sizes):
   mesh = _mesh(*sizes)

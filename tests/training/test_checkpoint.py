@@ -210,6 +210,7 @@ def _damage(saved, tmp_path, harm) -> list[str]:
   return fell_back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('harm', [_truncate, _flip, pathlib.Path.unlink])
 def test_damage_is_noticed_or_harmless(saved, tmp_path, harm):
   fell_back = _damage(saved, tmp_path, harm)

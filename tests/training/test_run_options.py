@@ -165,6 +165,7 @@ def test_the_monitor_goes_through_json():
   assert not again.has_waited(None)
 
 
+@pytest.mark.slow
 def test_some_checkpoints_are_kept(corpus, tmp_path):
   config = _config(corpus, keep_checkpoints=1, keep_every_steps=4)
   train(_set_up(config, tmp_path)[0])
@@ -173,6 +174,7 @@ def test_some_checkpoints_are_kept(corpus, tmp_path):
   assert len(list((tmp_path / 'best').iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_make_the_same_run(corpus, tmp_path):
   one, _ = _set_up(_config(corpus), tmp_path / 'one')
   two, _ = _set_up(_config(corpus, steps_per_call=2), tmp_path / 'two')
@@ -185,6 +187,7 @@ def test_several_steps_a_call_make_the_same_run(corpus, tmp_path):
     _config(corpus, steps_per_call=4)
 
 
+@pytest.mark.slow
 def test_another_runs_parameters_are_a_start(corpus, tmp_path):
   first = train(_set_up(_config(corpus), tmp_path / 'first')[0])
   config = _config(corpus, init_from=str(tmp_path / 'first'), steps=2)
@@ -201,6 +204,7 @@ def test_another_runs_parameters_are_a_start(corpus, tmp_path):
     check_params(wrong, first.params, 'there')
 
 
+@pytest.mark.slow
 def test_a_trace_and_events_are_written(corpus, tmp_path):
   config = _config(corpus, steps=16, profile_steps=2, tensorboard=True)
   train(_set_up(config, tmp_path)[0])
@@ -217,6 +221,7 @@ def test_the_length_of_a_run_in_tokens(corpus, tmp_path):
   assert _set_up(config, tmp_path)[0].config.train.steps == 5
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(corpus, tmp_path, monkeypatch):
   write = checkpoint.write_checksums
 
@@ -236,6 +241,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(corpus, tmp_path, monkeypatch):
   assert any('checkpoint of step 4 is broken' in line for line in said)
 
 
+@pytest.mark.slow
 def test_damage_to_the_records_of_orbax(corpus, tmp_path):
   train(_set_up(_config(corpus), tmp_path)[0])
   record = tmp_path / 'checkpoints' / '6' / '_CHECKPOINT_METADATA'

@@ -143,6 +143,7 @@ def _split_rows(tree):
   )
 
 
+@pytest.mark.slow
 def test_pmap_equals_jit(stream, on_eight):
   state, metrics = on_eight
   total = functools.partial(jax.lax.psum, axis_name='devices')
@@ -259,6 +260,7 @@ def dropping():
   return jax.jit(make_train_step(DROPPING, ADAM)), _start()
 
 
+@pytest.mark.slow
 def test_recomputing_layers_changes_nothing(stream, dropping):
   plain, start = dropping
   model = dataclasses.replace(DROPPING, remat=True)

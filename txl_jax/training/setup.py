@@ -132,7 +132,8 @@ def _silent(line: str) -> None:
 def _check(config: Config, mesh: Mesh) -> None:
   train, model = config.train, config.model
   rows = train.batch_size // train.row_chunks
-  mesh_lib.check_rows(mesh, rows, 'config.train.batch_size / row_chunks')
+  chunked = ' / row_chunks' if train.row_chunks > 1 else ''
+  mesh_lib.check_rows(mesh, rows, f'config.train.batch_size{chunked}')
   mesh_lib.check_rows(mesh, config.eval.batch_size, 'config.eval.batch_size')
   if model.dtype == 'float64' and not jax.config.jax_enable_x64:
     raise InputError(

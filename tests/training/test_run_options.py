@@ -175,6 +175,16 @@ def test_some_checkpoints_are_kept(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_calls_begin_where_a_run_goes_on(corpus, tmp_path):
+  every = dict(steps=3, eval_every_steps=3, checkpoint_every_steps=3)
+  train(_set_up(_config(corpus, **every), tmp_path)[0])
+  later = dict(steps=6, steps_per_call=2, eval_every_steps=6)
+  config = _config(corpus, **later, checkpoint_every_steps=6)
+  with pytest.raises(InputError, match='steps_per_call is 2, .* of the step 3'):
+    train(_set_up(config, tmp_path)[0])
+
+
+@pytest.mark.slow
 def test_several_steps_a_call_make_the_same_run(corpus, tmp_path):
   one, _ = _set_up(_config(corpus), tmp_path / 'one')
   two, _ = _set_up(_config(corpus, steps_per_call=2), tmp_path / 'two')

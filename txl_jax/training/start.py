@@ -62,6 +62,7 @@ def start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Notes]:
     setup.metrics.drop_after(-1)
     return _begin(setup, abstract), Notes(Meter(most_skipped=most), Monitor())
   state, host = restored
+  _check_calls(setup, int(state.step))
   setup.metrics.drop_after(int(state.step))
   setup.say(f'Going on from step {int(state.step):,}.')
   meter = Meter(host['sums'], most_skipped=most)
@@ -69,6 +70,15 @@ def start(setup: Setup, checkpoints: Checkpoints) -> tuple[TrainState, Notes]:
   if state.plateau is not None:
     notes.rate_scale = float(state.plateau.scale)
   return state, notes
+
+
+def _check_calls(setup: Setup, step: int) -> None:
+  per_call = setup.config.train.steps_per_call
+  if step % per_call:
+    raise InputError(
+      f'config.train.steps_per_call is {per_call}, expected a divisor of the '
+      f'step {step:,} that the run goes on from'
+    )
 
 
 def _begin(setup: Setup, abstract: TrainState) -> TrainState:

@@ -132,7 +132,11 @@ class Checkpoints:
 
   def _unwritten(self, error: Exception) -> TrainingError:
     whole = [step for step in self.steps() if step != self._saving]
-    intact = f'that of step {whole[-1]:,} is intact' if whole else 'it is none'
+    intact = (
+      f'that of step {whole[-1]:,} is intact'
+      if whole
+      else 'there is none before it'
+    )
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return TrainingError(
       f'the checkpoint of step {self._saving:,} cannot be written to '

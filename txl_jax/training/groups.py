@@ -14,22 +14,21 @@ import optax
 
 from txl_jax.errors import InputError
 from txl_jax.optimizer_config import OptimizerConfig
+from txl_jax.parallel.partition import path_name
 
 
 def map_paths(function: Callable[[str], Any], tree: Any) -> Any:
   """The tree of `function(path)` for the path of each leaf."""
   return jax.tree_util.tree_map_with_path(
-    lambda keys, _: function(_join(keys)), tree
+    lambda keys, _: function(path_name(keys)), tree
   )
 
 
 def paths(tree: Any) -> list[str]:
   """The paths of all leaves."""
-  return [_join(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _join(keys: tuple) -> str:
-  return jax.tree_util.keystr(keys, simple=True, separator='/')
+  return [
+    path_name(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
 
 
 def matches(patterns: Sequence[str], path: str) -> bool:
@@ -61,7 +60,7 @@ def stop_frozen(config: OptimizerConfig, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda keys, leaf: (
       jax.lax.stop_gradient(leaf)
-      if matches(config.frozen, _join(keys))
+      if matches(config.frozen, path_name(keys))
       else leaf
     ),
     params,

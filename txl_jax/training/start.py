@@ -126,7 +126,7 @@ def check_params(params: dict, expected: dict, source: str | os.PathLike):
 
 def _shapes(params: dict) -> dict[str, list[int]]:
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): list(leaf.shape)
+    partition.path_name(path): list(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 

@@ -78,11 +78,12 @@ def make_train_step(
     )
     count = jnp.asarray(scored(batch.targets_SBT, loss).size, jnp.float32)
     total, count, gradients = reduce((total, count, gradients))
-    gradients = jax.tree.map(lambda g: g / count, gradients)
-    norms = group_norms(gradients)
-    norm = total_norm(norms)
-    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    # The name is what `txl bench --breakdown` counts this part by.
     with jax.named_scope('optimizer'):
+      gradients = jax.tree.map(lambda g: g / count, gradients)
+      norms = group_norms(gradients)
+      norm = total_norm(norms)
+      finite = jnp.isfinite(total) & jnp.isfinite(norm)
       new = _updated(optimizer, state, gradients, average)
       new = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), new, _learned(state)

@@ -8,6 +8,13 @@ import argparse
 import json
 import sys
 
+from txl_jax.commands.arguments import (
+  Commands,
+  add_command,
+  add_config,
+  fields_help,
+  read_config,
+)
 from txl_jax.config import Config
 from txl_jax.errors import InputError
 
@@ -24,29 +31,23 @@ printed are explained in docs/performance.md.
 """
 
 
-def add_bench(commands: argparse._SubParsersAction, fields: str) -> None:
-  """Declares the command.
-
-  Args:
-    commands: those of the command line.
-    fields: help on the fields of the configuration.
-  """
-  parser = commands.add_parser(
+def add_bench(commands: Commands) -> None:
+  """Declares `txl bench`."""
+  parser = add_command(
+    commands,
     'bench',
-    help='Measure the speed of training; prints JSON.',
+    run,
+    'Measure the speed of training; prints JSON.',
     description='Measure the speed of training; prints a JSON object a line.',
-    epilog=f'{EXAMPLES}\n{fields}',
-    allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog=f'{EXAMPLES}\n{fields_help()}',
   )
   add = parser.add_argument
   add('what', choices=('train',), help='what is measured: a training step')
-  add('--config', required=True, help='experiment, FILE.py')
+  add_config(parser)
   add('--batch', type=int, help="rows (default: the experiment's)")
   add('--steps', type=int, default=20, help='to measure (default 20)')
   add('--compare', metavar='A,B', help='attention implementations, in turns')
   add('--breakdown', action='store_true', help='time by part of the model')
-  parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -69,9 +70,6 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _configs(arguments: argparse.Namespace, rest: list[str]) -> list[Config]:
   """One configuration for each implementation that is compared."""
-  from txl_jax.conversion import from_config_dict
-  from txl_jax.overrides import apply_overrides, load_experiment
-
   if arguments.batch is not None:
     rest = [*rest, f'--config.train.batch_size={arguments.batch}']
   variants = [[]]
@@ -79,10 +77,7 @@ def _configs(arguments: argparse.Namespace, rest: list[str]) -> list[Config]:
     field = '--config.model.attention_implementation'
     variants = [[f'{field}={name}'] for name in arguments.compare.split(',')]
   return [
-    from_config_dict(
-      apply_overrides(load_experiment(arguments.config), [*rest, *variant])
-    )
-    for variant in variants
+    read_config(arguments.config, [*rest, *variant]) for variant in variants
   ]
 
 

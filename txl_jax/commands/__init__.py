@@ -1,0 +1,1 @@
+"""The commands of `txl`: what each takes, runs and prints."""

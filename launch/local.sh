@@ -135,7 +135,7 @@ if ((code == 77)); then
   exit 77
 fi
 kill -TERM "${pids[@]}" 2>/dev/null || true
-end_all 10
+end_all 5
 reason="with code $code"
 ((code <= 128)) || reason="by signal $(kill -l "$code")"
 more=

@@ -16,12 +16,12 @@ from txl_jax.conversion import default_config
 def get_config():
   config = default_config()
   config.update(dict(
-    model=dict(vocab_size=257, n_layers=2, n_heads=2, d_model=16, d_head=8,
-               d_ff=32, memory_length=8, dropout=0.2, attention_dropout=0.1),
+    model=dict(vocab_size=257, n_layers=1, n_heads=2, d_model=16, d_head=8,
+               d_ff=32, memory_length=8),
     data=dict(path='TEXT', cache_dir='CACHE'),
     optimizer=dict(learning_rate=1e-2, warmup_steps=5),
-    train=dict(steps=120, batch_size=8, segment_length=8, log_every_steps=20,
-               eval_every_steps=120, checkpoint_every_steps=20,
+    train=dict(steps=60, batch_size=8, segment_length=8, log_every_steps=10,
+               eval_every_steps=60, checkpoint_every_steps=20,
                tensorboard=False),
     eval=dict(batch_size=8, segment_length=64, memory_length=8),
     sample=dict(prompts=()),

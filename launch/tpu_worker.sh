@@ -65,7 +65,9 @@ setup() {
     "--python=$HOME/venv/bin/python" "${code}[tpu]"
 }
 
-running() { [[ -f ~/txl.pid ]] && kill -0 "$(cat ~/txl.pid)" 2>/dev/null; }
+running() {
+  [[ ! -f ~/txl.code && -f ~/txl.pid ]] && kill -0 "$(cat ~/txl.pid)" 2>/dev/null
+}
 
 start() {
   ! running || return 0

@@ -188,10 +188,8 @@ def check(manifest: dict[str, Any], hosts: Hosts, save_seconds: int) -> None:
   if job['completions'] != job['parallelism']:
     raise InputError('completions must be parallelism: all hosts are needed')
   if grace <= save_seconds:
-    raise InputError(
-      f'--grace-seconds must be above --save-seconds {save_seconds}, found '
-      f'{grace}'
-    )
+    above = f'--grace-seconds must be above --save-seconds {save_seconds}'
+    raise InputError(f'{above}, found {grace}')
 
 
 def check_rows(command: list[str], chips: int) -> None:

@@ -45,6 +45,7 @@ def environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:
   """Of a process that finds `txl` and keeps what it has compiled."""
   script = folder / 'bin' / 'txl'
   write_script(script, f'exec {sys.executable} -m txl_jax "$@"')
+  write_script(folder / 'bin' / 'python3', f'exec {sys.executable} "$@"')
   return {
     **os.environ,
     'PATH': f'{script.parent}:{os.environ["PATH"]}',

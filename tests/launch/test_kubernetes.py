@@ -98,7 +98,7 @@ def test_hosts_and_chips_are_those_of_the_topology(manifests):
 @pytest.mark.parametrize(
   'field, value, words',
   [
-    ('parallelism', 3, '3 hosts x 4 chips != 16'),
+    ('parallelism', 3, '3 hosts x 4 != 16'),
     ('completions', 3, 'completions must be parallelism'),
   ],
 )

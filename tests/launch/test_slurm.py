@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 from loopback import Slurm, unpack, wait_until
-from runs import LAUNCH, environment, losses, metrics, write_experiment
+from runs import (
+  LAUNCH,
+  environment,
+  losses,
+  metrics,
+  write_experiment,
+  write_script,
+)
 
 SBATCH = str(LAUNCH / 'slurm.sbatch')
 
@@ -84,14 +91,38 @@ def test_a_task_that_fails_ends_the_job(slurm, folder):
   assert 'slurm.sbatch: a task failed, so all are ended (code ' in log
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_after_sigterm(slurm, folder):
-  experiment = write_experiment(folder)
-  work = folder / 'work'
+def _variables(slurm: Slurm, folder: pathlib.Path) -> dict[str, str]:
+  """Of a job that finds `txl` and Slurm."""
   variables = environment(folder)
   variables['PATH'] = f'{folder / "bin"}:{slurm.environment["PATH"]}'
   for name in ('SLURM_CONF', 'LD_LIBRARY_PATH'):
     variables[name] = slurm.environment[name]
+  return variables
+
+
+@pytest.mark.slow
+def test_a_sweep_is_an_array_of_its_points(slurm, folder):
+  experiment = write_experiment(folder)
+  variables = _variables(slurm, folder)
+  txl = folder / 'bin' / 'txl'
+  write_script(txl, 'echo "$@" >"$SLURM_JOB_NAME$SLURM_ARRAY_TASK_ID.said"')
+  sweep = [str(LAUNCH / 'sweep.py'), 'slurm', 'swept', '--grid=train.seed=5,7']
+  sweep += [f'--config={experiment}', '--', '--parsable', '--job-name=point']
+  job = slurm.run('python3', *sweep, **variables)
+  wait_until(lambda: slurm.state(job) == 'COMPLETED', 60)
+  wait_until(lambda: (folder / 'point1.said').exists(), 60)
+  for i, seed in enumerate((5, 7)):
+    assert (folder / f'point{i}.said').read_text() == (
+      f'train --config={experiment} --workdir=swept/00{i} '
+      f'--config.train.seed={seed}\n'
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_sigterm(slurm, folder):
+  experiment = write_experiment(folder)
+  work = folder / 'work'
+  variables = _variables(slurm, folder)
   options = (f'--config={experiment}', f'--workdir={work}')
   job = _submit(slurm, 'txl', 'train', *options, **variables)
   wait_until(lambda: any(x['step'] >= 30 for x in metrics(work)), 120)

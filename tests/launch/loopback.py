@@ -89,8 +89,13 @@ class Slurm:
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
-  def state(self, job: str) -> str:
-    """Of a job, such as RUNNING."""
+  def end(self, job: str, seconds: float) -> str:
+    """Waits until a job has ended, and tells how: COMPLETED, FAILED, ..."""
+    ends = {'COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL'}
+    wait_until(lambda: self._state(job) in ends, seconds)
+    return self._state(job)
+
+  def _state(self, job: str) -> str:
     facts = self.run('scontrol', '--oneliner', 'show', 'job', job).split()
     return dict(fact.split('=', 1) for fact in facts if '=' in fact)['JobState']
 

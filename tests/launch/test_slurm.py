@@ -85,7 +85,7 @@ def test_a_task_that_fails_ends_the_job(slurm, folder):
     '((SLURM_PROCID)) && exit 3; exec sleep 100',
     SLURM_WAIT='2',
   )
-  wait_until(lambda: slurm.state(job) == 'FAILED', 30)
+  assert slurm.end(job, 30) == 'FAILED'
   log = (folder / f'txl-{job}.log').read_text()
   assert 'task 1: Exited with exit code 3' in log
   assert 'slurm.sbatch: a task failed, so all are ended (code ' in log
@@ -109,7 +109,7 @@ def test_a_sweep_is_an_array_of_its_points(slurm, folder):
   sweep = [str(LAUNCH / 'sweep.py'), 'slurm', 'swept', '--grid=train.seed=5,7']
   sweep += [f'--config={experiment}', '--', '--parsable', '--job-name=point']
   job = slurm.run('python3', *sweep, **variables)
-  wait_until(lambda: slurm.state(job) == 'COMPLETED', 60)
+  assert slurm.end(job, 60) == 'COMPLETED'
   wait_until(lambda: (folder / 'point1.said').exists(), 60)
   for i, seed in enumerate((5, 7)):
     assert (folder / f'point{i}.said').read_text() == (
@@ -127,7 +127,7 @@ def test_a_run_goes_on_after_sigterm(slurm, folder):
   job = _submit(slurm, 'txl', 'train', *options, **variables)
   wait_until(lambda: any(x['step'] >= 30 for x in metrics(work)), 120)
   slurm.run('scancel', '--signal=TERM', job)
-  wait_until(lambda: slurm.state(job) == 'COMPLETED', 200)
+  assert slurm.end(job, 200) == 'COMPLETED'
   log = (folder / f'txl-{job}.log').read_text()
   saved = re.findall('Stopped by a signal; step (.*) is saved', log)
   assert len(saved) == 2 and len(set(saved)) == 1

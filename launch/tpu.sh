@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-Usage: launch/tpu.sh [--dry-run] ACTION NAME OPTION... [-- COMMAND [ARGUMENT...]]
+Usage: launch/tpu.sh [--dry-run] ACTION NAME OPTION... [-- COMMAND...]
 
   launch/tpu.sh run enwik8 --zone=us-east5-b --type=v6e-16 --spot \
     --runtime=v2-alpha-tpuv6e --bucket=gs://BUCKET -- \
@@ -36,6 +36,8 @@ HELP
 }
 
 say() { echo "tpu.sh: $1" >&2; }
+
+tell() { [[ -n $dry_run ]] || echo "tpu.sh: $(date +%H:%M) $1" >&3; }
 
 fail() {
   say "$1"
@@ -77,6 +79,7 @@ state() {
 
 create() {
   local try said
+  tell "asking for $name, a $type in $zone"
   for ((try = 1; try <= tries; try++)); do
     if said=$(cloud queued-resources create "$name" "--node-id=$name" \
       "--accelerator-type=$type" "--runtime-version=$runtime" \
@@ -103,7 +106,7 @@ wait_for_capacity() {
   local end=$((SECONDS + wait))
   while :; do
     case $(state) in
-      ACTIVE) return 0 ;;
+      ACTIVE) tell "$name is there" && return 0 ;;
       FAILED | SUSPENDING | SUSPENDED) return 1 ;;
     esac
     ((SECONDS < end)) ||
@@ -116,6 +119,7 @@ setup() {
   local try said archive=${TMPDIR:-/tmp}/txl_jax-$name.tar.gz remote
   remote="mkdir -p txl_jax && tar xzf txl_jax.tar.gz -C txl_jax && \
 bash txl_jax/launch/tpu_worker.sh setup $bucket"
+  tell "setting up the workers, which takes minutes"
   do_ git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   for ((try = 1; try <= tries; try++)); do
     said=$(cloud tpu-vm scp "$archive" "$name:txl_jax.tar.gz" --worker=all \
@@ -130,11 +134,13 @@ bash txl_jax/launch/tpu_worker.sh setup $bucket"
 }
 
 start() {
-  local try said words
-  words=$(printf '%q ' "${command[@]}")
+  local try said remote='bash txl_jax/launch/tpu_worker.sh start'
+  remote+=$(printf ' %q' "${command[@]}")
   for ((try = 1; try <= tries; try++)); do
-    said=$(on_all "bash txl_jax/launch/tpu_worker.sh start $words" 2>&1) &&
+    if said=$(on_all "$remote" 2>&1); then
+      tell "started; see it with: launch/tpu.sh logs $name --zone=$zone"
       return 0
+    fi
     [[ $(state) == ACTIVE ]] || { say "$name was preempted" && return 1; }
     pause
   done
@@ -162,7 +168,7 @@ watch() {
         <<<"$said" | sed -n 's/^state: /code /p' | head -n 1)"
     elif ! grep -qx running <<<"$found"; then
       ! grep -qvx 0 <<<"$found" || return 77
-      return 0
+      tell 'ended on all workers' && return 0
     fi
   done
 }
@@ -175,9 +181,11 @@ logs() {
 delete() {
   local try said
   for ((try = 1; try <= tries; try++)); do
-    # A bare `return` in a trap would give the code from before it.
-    said=$(cloud queued-resources delete "$name" --force 2>&1) && return 0
-    ! grep -q NOT_FOUND <<<"$said" || return 0
+    if said=$(cloud queued-resources delete "$name" --force 2>&1) ||
+      grep -q NOT_FOUND <<<"$said"; then
+      tell "deleted $name"
+      return 0 # in a trap, a bare `return` gives the code from before it
+    fi
     pause
   done
   say "cannot delete $name, which COSTS MONEY: $(reason "$said")"

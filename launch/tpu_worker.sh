@@ -66,7 +66,8 @@ setup() {
 }
 
 running() {
-  [[ ! -f ~/txl.code && -f ~/txl.pid ]] && kill -0 "$(cat ~/txl.pid)" 2>/dev/null
+  [[ ! -f ~/txl.code && -f ~/txl.pid ]] &&
+    kill -0 "$(cat ~/txl.pid)" 2>/dev/null
 }
 
 start() {

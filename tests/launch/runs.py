@@ -1,4 +1,4 @@
-"""A small experiment, and the environment in which launchers start it."""
+"""A small quickstart, and the environment in which launchers start it."""
 
 import json
 import os
@@ -9,36 +9,25 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
-EXPERIMENT = """
-from txl_jax.conversion import default_config
-
-
-def get_config():
-  config = default_config()
-  config.update(dict(
-    model=dict(vocab_size=257, n_layers=1, n_heads=2, d_model=16, d_head=8,
-               d_ff=32, memory_length=8),
-    data=dict(path='TEXT', cache_dir='CACHE'),
-    optimizer=dict(learning_rate=1e-2, warmup_steps=5),
-    train=dict(steps=60, batch_size=8, segment_length=8, log_every_steps=10,
-               eval_every_steps=60, checkpoint_every_steps=20,
-               tensorboard=False),
-    eval=dict(batch_size=8, segment_length=64, memory_length=8),
-    sample=dict(prompts=()),
-  ))
-  return config
+QUICKSTART = ROOT / 'experiments' / 'quickstart.py'
+SMALL = """
+  model.n_layers=1 model.n_heads=2 model.d_model=16 model.d_head=8
+  model.d_ff=32 model.memory_length=8 model.unroll=1
+  train.steps=40 train.batch_size=8 train.segment_length=8
+  train.log_every_steps=5 train.eval_every_steps=40
+  train.checkpoint_every_steps=10 train.tensorboard=False
+  eval.batch_size=8 eval.segment_length=64 eval.memory_length=8
+  optimizer.warmup_steps=5 sample.prompts=()
 """
 
 
-def write_experiment(folder: pathlib.Path) -> pathlib.Path:
-  """An experiment of seconds, with its text beside it."""
+def quickstart(folder: pathlib.Path) -> list[str]:
+  """Options of a quickstart that takes seconds, with its text in a folder."""
   words = ['memory ', 'segment ', 'value ', 'key\n']
   text = folder / 'text.txt'
   text.write_text(''.join(random.Random(0).choices(words, k=4000)))
-  source = EXPERIMENT.replace('TEXT', str(text))
-  source = source.replace('CACHE', str(folder / 'prepared'))
-  (folder / 'experiment.py').write_text(source)
-  return folder / 'experiment.py'
+  fields = [*SMALL.split(), f'data.path={text}', f'data.cache_dir={folder}']
+  return [f'--config={QUICKSTART}', *(f'--config.{field}' for field in fields)]
 
 
 def environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from runs import LAUNCH, environment, losses, metrics, write_experiment
+from runs import LAUNCH, environment, losses, metrics, quickstart
 
 LOCAL = str(LAUNCH / 'local.sh')
 
@@ -96,14 +96,11 @@ def test_sigterm_reaches_all():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp('local')
-  write_experiment(folder)
-  return folder
+  return tmp_path_factory.mktemp('local')
 
 
 def _train(folder: pathlib.Path, count: int, work: str) -> subprocess.Popen:
-  command = [LOCAL, str(count), 'txl', 'train']
-  command += [f'--config={folder / "experiment.py"}']
+  command = [LOCAL, str(count), 'txl', 'train', *quickstart(folder)]
   command += [f'--workdir={folder / work}']
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
   return subprocess.Popen(command, env=environment(folder), **pipes)
@@ -134,7 +131,7 @@ def _child(running: subprocess.Popen, process: int) -> int:
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one_even_if_one_is_killed(folder, alone):
   running = _train(folder, 2, 'two')
-  while not any(line['step'] >= 30 for line in metrics(folder / 'two')):
+  while not any(line['step'] >= 15 for line in metrics(folder / 'two')):
     assert running.poll() is None, running.communicate()[0][-3000:]
     time.sleep(0.01)
   os.kill(_child(running, 1), signal.SIGKILL)

@@ -11,10 +11,11 @@ import pytest
 from loopback import Slurm, unpack, wait_until
 from runs import (
   LAUNCH,
+  QUICKSTART,
   environment,
   losses,
   metrics,
-  write_experiment,
+  quickstart,
   write_script,
 )
 
@@ -102,30 +103,28 @@ def _variables(slurm: Slurm, folder: pathlib.Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_sweep_is_an_array_of_its_points(slurm, folder):
-  experiment = write_experiment(folder)
   variables = _variables(slurm, folder)
   txl = folder / 'bin' / 'txl'
   write_script(txl, 'echo "$@" >"$SLURM_JOB_NAME$SLURM_ARRAY_TASK_ID.said"')
   sweep = [str(LAUNCH / 'sweep.py'), 'slurm', 'swept', '--grid=train.seed=5,7']
-  sweep += [f'--config={experiment}', '--', '--parsable', '--job-name=point']
+  sweep += [f'--config={QUICKSTART}', '--', '--parsable', '--job-name=point']
   job = slurm.run('python3', *sweep, **variables)
   assert slurm.end(job, 60) == 'COMPLETED'
   wait_until(lambda: (folder / 'point1.said').exists(), 60)
   for i, seed in enumerate((5, 7)):
     assert (folder / f'point{i}.said').read_text() == (
-      f'train --config={experiment} --workdir=swept/00{i} '
+      f'train --config={QUICKSTART} --workdir=swept/00{i} '
       f'--config.train.seed={seed}\n'
     )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_after_sigterm(slurm, folder):
-  experiment = write_experiment(folder)
   work = folder / 'work'
   variables = _variables(slurm, folder)
-  options = (f'--config={experiment}', f'--workdir={work}')
+  options = (*quickstart(folder), f'--workdir={work}')
   job = _submit(slurm, 'txl', 'train', *options, **variables)
-  wait_until(lambda: any(x['step'] >= 30 for x in metrics(work)), 120)
+  wait_until(lambda: any(x['step'] >= 15 for x in metrics(work)), 120)
   slurm.run('scancel', '--signal=TERM', job)
   assert slurm.end(job, 200) == 'COMPLETED'
   log = (folder / f'txl-{job}.log').read_text()
@@ -135,4 +134,4 @@ def test_a_run_goes_on_after_sigterm(slurm, folder):
   assert 'stopped and saved; back into the queue' in log
   assert f'job {job}, start 1, 2 tasks' in log
   steps = [step for step, split in losses(work) if split == 'train']
-  assert steps == [10, 20, 30, 40, 50, 60]
+  assert steps == [5, 10, 15, 20, 25, 30, 35, 40]

@@ -9,20 +9,19 @@ import subprocess
 import sys
 
 import pytest
-from runs import LAUNCH, ROOT, write_experiment, write_script
+from runs import LAUNCH, QUICKSTART, ROOT, write_script
 
 from txl_jax.conversion import from_config_dict, to_config_dict
 
 main = runpy.run_path(str(LAUNCH / 'sweep.py'))['main']
 GRID = ['--grid=train.seed=0,1', '--grid=optimizer.learning_rate=1e-3,3e-3']
-SHARED = '--config.train.steps=80'
+SHARED = '--config.train.steps=2200'
 
 
 @pytest.fixture
 def sweep(tmp_path) -> list[str]:
   """What follows the action on the command line."""
-  experiment = write_experiment(tmp_path)
-  return [f'{tmp_path}/rates', f'--config={experiment}', *GRID, SHARED]
+  return [f'{tmp_path}/rates', f'--config={QUICKSTART}', *GRID, SHARED]
 
 
 def _points(sweep: list[str]) -> list[list[str]]:

@@ -7,7 +7,7 @@ usage() {
 Usage: launch/tpu.sh [--dry-run] ACTION NAME OPTION... [-- COMMAND...]
 
   launch/tpu.sh run enwik8 --zone=us-east5-b --type=v6e-16 --spot \
-    --runtime=v2-alpha-tpuv6e --bucket=gs://BUCKET -- \
+    --runtime=v2-alpha-tpuv6e --bucket=gs://my-bucket -- \
     txl train --config=experiments/enwik8_large.py --workdir=bucket/enwik8
 
 Actions, on the queued resource NAME and its node of the same name:

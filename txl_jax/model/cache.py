@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.functional import project_memory
+from txl_jax.model.layer import Layer
 from txl_jax.model.memory import AnyMemory, ProjectedMemory
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.model.transformer import Layer, TransformerXL, check_memory
+from txl_jax.model.transformer import TransformerXL, check_memory
 from txl_jax.ops.cached_attention import Slots, heads_first, pad_table
 from txl_jax.ops.xla_attention import aligned
 

@@ -164,6 +164,10 @@ def _forward(
   # Above `lowest`, so that a query that sees nothing has no weights.
   largest_HBT = jnp.maximum(score_HBTK.max(-1), lowest / 2)
   weight_HBTK = jnp.exp(score_HBTK - largest_HBT[..., None])
+  # Rounded and stored before they are summed: else XLA computes the scores
+  # once more for the sum.
+  weight_HBTK = jax.lax.optimization_barrier(weight_HBTK.astype(v_HBKC.dtype))
+  weight_HBTK = weight_HBTK.astype(wide)
   # At least 1, the largest weight, where anything is seen.
   total_HBT = jnp.maximum(weight_HBTK.sum(-1), 1)
   inverse_HBT1 = (1 / (total_HBT * (1 - static.rate)))[..., None]

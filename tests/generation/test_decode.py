@@ -126,7 +126,7 @@ def test_a_generated_boundary_hides_the_text_before_it():
     assert memory.valid_B.tolist() == [valid]
 
 
-def test_only_full_rows_see_the_memory():
+def test_each_row_sees_its_own_memory():
   past_BT = np.random.default_rng(0).integers(0, 12, (3, 9))
   _, past = txl_jax.log_probs(
     CONFIG, _params(), past_BT, txl_jax.init_memory(CONFIG, 3)

@@ -217,6 +217,12 @@ class TransformerXL(nn.Module):
     """Log-probabilities of the next token [B, T, V] from hidden states."""
     return self.softmax.log_probs(hidden_BTD, self.embedding.clusters())
 
+  def sample(
+    self, hidden_BD: jax.Array, keys_B: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """A next token for each row [B], drawn, and its log-probability [B]."""
+    return self.softmax.sample(hidden_BD, keys_B, self.embedding.clusters())
+
   def _stack(self, train: bool) -> nn.Module:
     layer = nn.remat(Layer, prevent_cse=False) if self.config.remat else Layer
     stack = nn.scan(

@@ -64,7 +64,7 @@ def generate(
     memory: of the text before; a `ProjectedMemory` makes decoding fast.
     length: tokens to generate, at least 1.
     key: typed PRNG key; row b draws with `fold_in(key, b)`, so its text does
-      not depend on the other rows.
+      not depend on the other rows. Or B keys, one for each row.
     prompt_lengths_B: int, tokens of each row that belong to its prompt; None =
       all. Each row is read as if it were alone.
     temperature: divides the log-probabilities; 0 takes the most likely token.
@@ -128,7 +128,7 @@ def generate_with_log_probs(
     prompt_BT,
     prompt_lengths_B,
     memory,
-    key,
+    key if key.ndim else row_keys(key, len(prompt_BT)),
     stop_ids(config, stop),
     length,
   )
@@ -169,13 +169,13 @@ def _generate(
   prompt_BT: jax.Array,
   prompt_lengths_B: jax.Array | None,
   memory: AnyMemory,
-  key: jax.Array,
+  keys_B: jax.Array,
   stop_X: jax.Array,
   length: int,
 ) -> Generated:
   decoding, *first = begin(
     *(rules, params, prompt_BT, prompt_lengths_B, memory),
-    *(row_keys(key, len(prompt_BT)), jnp.int32(0), stop_X, length),
+    *(keys_B, jnp.int32(0), stop_X, length),
   )
 
   def block(carry: tuple) -> tuple:

@@ -1,5 +1,8 @@
 """Reading prompts, each row with its own length and its own memory."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,9 @@ from txl_jax.generation import sliding
 from txl_jax.model.functional import check_tokens
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.transformer import TransformerXL
+
+# Columns of padded prompts, at least.
+FEWEST = 16
 
 
 def check_prompt(
@@ -98,3 +104,44 @@ def read_prompt(
 def begins(tokens_BT: jax.Array, boundary: int | None) -> jax.Array | None:
   """Where documents begin."""
   return None if boundary is None else tokens_BT == boundary
+
+
+def read_pieces(
+  config: ModelConfig,
+  params: dict,
+  texts: list[np.ndarray],
+  memory: AnyMemory,
+  boundary: int | None,
+) -> tuple[jax.Array, jax.Array, AnyMemory]:
+  """Reads all but the last piece of each text.
+
+  A long text is read in pieces as long as the memory, so that its cost grows
+  linearly. The texts end together, so that each is cut as if it were alone, and
+  pieces are padded, so that few lengths need programs of their own.
+
+  Returns:
+    The last pieces [B, T], their lengths [B], and the memory before them.
+
+  Raises:
+    InputError: for a text without tokens, or one outside the vocabulary.
+  """
+  longest, size = max(map(len, texts)), max(memory.length, 1)
+  width = min(size, max(FEWEST, 1 << (longest - 1).bit_length()))
+  for i in reversed(range(-(-longest // size))):
+    ends = [max(len(text) - i * size, 0) for text in texts]
+    pieces = [text[max(end - size, 0) : end] for text, end in zip(texts, ends)]
+    lengths_B = np.array([len(piece) for piece in pieces])
+    padded_BT = np.zeros((len(texts), width), np.int32)
+    for row, piece in zip(padded_BT, pieces):
+      row[: len(piece)] = piece
+    check_tokens(config, padded_BT, 'prompt_BT')
+    if i:
+      memory = _remember(config, params, padded_BT, lengths_B, memory, boundary)
+  check_prompt(config, padded_BT, lengths_B)
+  return padded_BT, lengths_B, memory
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _remember(*arguments: Any) -> AnyMemory:
+  """The memory after `read_prompt`, without the work for hidden states."""
+  return read_prompt(*arguments)[1]

@@ -102,31 +102,32 @@ def test_last_start():
 
 @pytest.mark.parametrize(('T', 'M'), [*SIZES, (4, 4)])
 def test_push_keeps_the_last_positions_in_order(T, M):
-  # The number of a position in the text, as [B, M or T, H, C].
+  # The number of a position in the text, as [N, B, M or T, D].
   time_K = np.arange(M + T)
-  both = np.broadcast_to(time_K[None, :, None, None], (B, M + T, 2, 3))
-  both = (both + 100 * np.arange(B)[:, None, None, None]).astype(np.float32)
-  pushed = memory_lib.push(jnp.asarray(both[:, :M]), jnp.asarray(both[:, M:]))
-  assert pushed.shape == (B, M, 2, 3)
+  both = np.broadcast_to(time_K[None, None, :, None], (2, B, M + T, 3))
+  both = (both + 100 * np.arange(B)[:, None, None]).astype(np.float32)
+  memory, new = jnp.asarray(both[:, :, :M]), jnp.asarray(both[:, :, M:])
+  pushed = memory_lib.push(memory, new)
+  assert pushed.shape == (2, B, M, 3)
   expected_BM = [[100 * b + t for t in range(T, M + T)] for b in range(B)]
-  for h, c in np.ndindex(2, 3):
+  for n, d in np.ndindex(2, 3):
     np.testing.assert_array_equal(
-      pushed[:, :, h, c], np.reshape(expected_BM, (B, M))
+      pushed[n, :, :, d], np.reshape(expected_BM, (B, M))
     )
 
 
 def test_push_keeps_the_dtype_of_the_memory():
   pushed = memory_lib.push(
-    jnp.zeros((1, 2, 3), jnp.bfloat16), jnp.ones((1, 1, 3), jnp.float32)
+    jnp.zeros((1, 1, 2, 3), jnp.bfloat16), jnp.ones((1, 1, 1, 3), jnp.float32)
   )
   assert pushed.dtype == jnp.bfloat16
 
 
 def test_no_gradient_passes_a_push():
-  def loss(memory_BMD, new_BTD):
-    return jnp.square(memory_lib.push(memory_BMD, new_BTD)).sum()
+  def loss(memory_NBMD, new_NBTD):
+    return jnp.square(memory_lib.push(memory_NBMD, new_NBTD)).sum()
 
-  arguments = jnp.ones((2, 5, 3)), jnp.ones((2, 4, 3))
+  arguments = jnp.ones((1, 2, 5, 3)), jnp.ones((1, 2, 4, 3))
   assert loss(*arguments) > 0
   for gradient in jax.grad(loss, (0, 1))(*arguments):
     assert (gradient == 0).all()

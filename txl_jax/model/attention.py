@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
 from txl_jax.ops.relative_attention import relative_attention
 
@@ -28,28 +29,37 @@ class Attention(nn.Module):
   def __call__(
     self,
     hidden_BTD: jax.Array,
-    memory: jax.Array | KeysAndValues,
+    memory: jax.Array | KeysAndValues | Slots,
     table_KD: jax.Array | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
-  ) -> tuple[jax.Array, KeysAndValues]:
+  ) -> tuple[jax.Array, KeysAndValues | Slots]:
     """Attends to memory and segment.
 
     Args:
       hidden_BTD: the (normalised, if pre-norm) input of the layer.
-      memory: [B, M, D], or keys and values [B, M, H, C] each.
-      table_KD: the position table R; None where the encoding has none.
+      memory: [B, M, D], or keys and values [B, M, H, C] each, or slots.
+      table_KD: the position table R; None where the encoding has none, or where
+        the slots have it.
       shared_biases: u and v [H, C]; None where each layer has its own.
       first_BT: the first key that each query sees.
 
     Returns:
-      The output [B, T, D], and the keys and values of the T positions.
+      The output [B, T, D], and the keys and values of the T positions, or the
+      slots with them.
     """
     config = self.config
     D, H, C = config.d_model, config.n_heads, config.d_head
     w_k, w_v = self.kernel('key', D, H, C), self.kernel('value', D, H, C)
     q_BTHC = project(hidden_BTD, self.kernel('query', D, H, C))
     new = (project(hidden_BTD, w_k), project(hidden_BTD, w_v))
+    w_o = self.kernel('output', H, C, D)
+    if isinstance(memory, Slots):
+      slots = memory.write(*new)
+      out_BTHC = cached_attention(
+        q_BTHC, slots, *self.biases(shared_biases), first_BT
+      )
+      return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), slots
     if not isinstance(memory, tuple):
       memory = (project(memory, w_k), project(memory, w_v))
     k_BKHC, v_BKHC = (
@@ -66,13 +76,22 @@ class Attention(nn.Module):
       dropout_rate=rate,
       dropout_seed=seed_of(self.make_rng('dropout')) if rate else None,
     )
-    w_o = self.kernel('output', H, C, D)
     return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), new
 
   def kernel(self, name: str, *shape: int) -> jax.Array:
     """A weight of this shape, from N(0, init_std)."""
     init = nn.initializers.normal(self.config.init_std)
     return self.param(name, init, shape).astype(self.config.dtype)
+
+  def biases(
+    self, shared: tuple[jax.Array, jax.Array] | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """The biases u and v [H, C]: those that layers share, or the layer's."""
+    shape = (self.config.n_heads, self.config.d_head)
+    return shared or (
+      self.kernel('content_bias', *shape),
+      self.kernel('position_bias', *shape),
+    )
 
   def attend(
     self,
@@ -104,10 +123,7 @@ class RelativeAttention(Attention):
     """Four terms a score (section 3.3)."""
     config = self.config
     H, C = config.n_heads, config.d_head
-    u_HC, v_bias_HC = shared_biases or (
-      self.kernel('content_bias', H, C),
-      self.kernel('position_bias', H, C),
-    )
+    u_HC, v_bias_HC = self.biases(shared_biases)
     w_r_DHC = self.kernel('relative', config.d_model, H, C)
     return relative_attention(
       *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),

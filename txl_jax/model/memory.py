@@ -32,9 +32,9 @@ class Memory:
     """What the stack scans over, its leading axis the layers."""
     return self.hidden_NBMD
 
-  def with_layers(self, layers: jax.Array, valid_B: jax.Array) -> 'Memory':
-    """The memory after a segment."""
-    return Memory(layers, valid_B)
+  def push(self, new_NBTD: jax.Array, valid_B: jax.Array) -> 'Memory':
+    """The memory after T more positions."""
+    return Memory(push(self.hidden_NBMD, new_NBTD), valid_B)
 
   @property
   def length(self) -> int:
@@ -64,11 +64,11 @@ class ProjectedMemory:
     """What the stack scans over, its leading axis the layers."""
     return self.keys_NBMHC, self.values_NBMHC
 
-  def with_layers(
-    self, layers: tuple[jax.Array, jax.Array], valid_B: jax.Array
+  def push(
+    self, new: tuple[jax.Array, jax.Array], valid_B: jax.Array
   ) -> 'ProjectedMemory':
-    """The memory after a segment."""
-    return ProjectedMemory(*layers, valid_B)
+    """The memory after T more positions."""
+    return ProjectedMemory(*map(push, self.layers, new), valid_B)
 
   @property
   def length(self) -> int:
@@ -97,11 +97,12 @@ def init_memory(
   )
 
 
-def push(memory_BMX: jax.Array, new_BTX: jax.Array) -> jax.Array:
-  """The last M of the M + T positions (axis 1), cut off from the gradient."""
-  length = memory_BMX.shape[1]
-  both = jnp.concatenate([memory_BMX, new_BTX.astype(memory_BMX.dtype)], axis=1)
-  return jax.lax.stop_gradient(both[:, both.shape[1] - length :])
+def push(memory_NBMX: jax.Array, new_NBTX: jax.Array) -> jax.Array:
+  """The last M of the M + T positions (axis 2), cut off from the gradient."""
+  length = memory_NBMX.shape[2]
+  new_NBTX = new_NBTX.astype(memory_NBMX.dtype)
+  both = jnp.concatenate([memory_NBMX, new_NBTX], axis=2)
+  return jax.lax.stop_gradient(both[:, :, both.shape[2] - length :])
 
 
 def last_start(starts_BT: jax.Array) -> jax.Array:

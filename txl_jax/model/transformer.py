@@ -14,6 +14,7 @@ from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.model.attention import KeysAndValues
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
+from txl_jax.ops.cached_attention import Slots
 from txl_jax.ops.dropout import dropout, seed_of
 
 
@@ -93,11 +94,11 @@ class Layer(nn.Module):
   def __call__(
     self,
     hidden_BTD: jax.Array,
-    memory: jax.Array | KeysAndValues,
+    memory: jax.Array | KeysAndValues | Slots,
     table_KD: jax.Array | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
-  ) -> tuple[jax.Array, jax.Array | KeysAndValues]:
+  ) -> tuple[jax.Array, jax.Array | KeysAndValues | Slots]:
     """One layer over a segment.
 
     Args:
@@ -108,7 +109,8 @@ class Layer(nn.Module):
       first_BT: the first key that each query sees.
 
     Returns:
-      The layer's output [B, T, D] and its memory after the segment.
+      The layer's output [B, T, D], and what is to be remembered of the segment:
+      its input, its keys and values, or the slots that they were written to.
     """
     config = self.config
     attention = ablations.attention_class(config)(
@@ -123,22 +125,22 @@ class Layer(nn.Module):
       add_positions = ablations.LearnedPositions(config, name='positions')
       hidden_BTD = add_positions(hidden_BTD)
     before = attention_norm if config.pre_norm else lambda x: x
-    attended_BTD, keys_and_values = attention(
+    attended_BTD, remembered = attention(
       before(hidden_BTD),
       memory if projected else before(memory),
       table_KD,
       shared_biases,
       first_BT,
     )
-    remembered = keys_and_values if projected else hidden_BTD
-    new_memory = jax.tree.map(memory_lib.push, memory, remembered)
+    if not projected:
+      remembered = hidden_BTD
     hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
     if config.pre_norm:
       outer_BTD = feed_forward(feed_forward_norm(hidden_BTD))
-      return hidden_BTD + drop(self, outer_BTD, self.train), new_memory
+      return hidden_BTD + drop(self, outer_BTD, self.train), remembered
     hidden_BTD = attention_norm(hidden_BTD)
     outer_BTD = drop(self, feed_forward(hidden_BTD), self.train)
-    return feed_forward_norm(hidden_BTD + outer_BTD), new_memory
+    return feed_forward_norm(hidden_BTD + outer_BTD), remembered
 
 
 class TransformerXL(nn.Module):
@@ -190,7 +192,7 @@ class TransformerXL(nn.Module):
     if config.position_encoding == 'sinusoid':
       T = tokens_BT.shape[1]
       hidden_BTD = hidden_BTD + ablations.absolute_sinusoids(config, T)
-    hidden_BTD, layers = self._stack(train)(
+    hidden_BTD, remembered = self._stack(train)(
       drop(self, hidden_BTD, train),
       memory.layers,
       self._positions(sum(sizes.values()), train),
@@ -198,7 +200,7 @@ class TransformerXL(nn.Module):
       first_BT,
     )
     valid_B = memory_lib.valid_after(memory.valid_B, starts_BT, **sizes)
-    return drop(self, hidden_BTD, train), memory.with_layers(layers, valid_B)
+    return drop(self, hidden_BTD, train), memory.push(remembered, valid_B)
 
   def score(
     self,
@@ -210,8 +212,15 @@ class TransformerXL(nn.Module):
   ) -> tuple[jax.Array, AnyMemory]:
     """Negative log-likelihood of the targets [B, T], and the new memory."""
     hidden_BTD, memory = self(tokens_BT, memory, starts_BT, train)
-    nll_BT = self.softmax(hidden_BTD, targets_BT, self.embedding.clusters())
-    return nll_BT, memory
+    return self.losses(hidden_BTD, targets_BT), memory
+
+  def embed(self, tokens_BT: jax.Array) -> jax.Array:
+    """The input of the first layer [B, T, D], without absolute positions."""
+    return self.embedding(tokens_BT)
+
+  def losses(self, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Negative log-likelihood of the targets [B, T] from hidden states."""
+    return self.softmax(hidden_BTD, targets_BT, self.embedding.clusters())
 
   def log_probs(self, hidden_BTD: jax.Array) -> jax.Array:
     """Log-probabilities of the next token [B, T, V] from hidden states."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops.dropout import kept, row_index, row_words
 
-_ALIGNMENT = 8
+ALIGNMENT = 8
 # Queries that share one product; those before a block's end see fewer keys.
 _BLOCK = None
 # A weight that is dropped is stored this much smaller: too small to be felt in
@@ -52,8 +52,8 @@ def relative_attention(
   """The operator of `ops/relative_attention.py`."""
   B, T, H, C = q_BTHC.shape
   M = k_BKHC.shape[1] - T
-  T_pad = _aligned(T)
-  K_pad, W = _aligned(M + T_pad), _width(M + T_pad)
+  T_pad = aligned(T)
+  K_pad, W = aligned(M + T_pad), _width(M + T_pad)
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
@@ -64,7 +64,7 @@ def relative_attention(
   k_HBKC, v_HBKC = _heads_first(k_BKHC, K_pad), _heads_first(v_BKHC, K_pad)
   # The last row keeps its place from the end of what queries can see.
   table_WD = jnp.pad(table_KD, ((T_pad - T, W - M - T_pad), (0, 0)))
-  w_r_DHC = jnp.pad(w_r_DHC, ((0, 0), (0, 0), (0, _aligned(C) - C)))
+  w_r_DHC = jnp.pad(w_r_DHC, ((0, 0), (0, 0), (0, aligned(C) - C)))
   r_HWC = jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC)
   # Keys from K_pad on: padded queries see none.
   padding = ((0, 0), (0, T_pad - T))
@@ -73,7 +73,7 @@ def relative_attention(
   blocks = []
   for begin in range(0, T_pad, _BLOCK or T_pad):
     end = min(begin + (_BLOCK or T_pad), T_pad)
-    seen, row = _aligned(M + end), T_pad - end
+    seen, row = aligned(M + end), T_pad - end
     blocks.append(
       _attend(
         _Static(dropout_rate, M + begin),
@@ -88,20 +88,20 @@ def relative_attention(
   return out_HBTC[:, :, :T, : v_BKHC.shape[-1]].transpose(1, 2, 0, 3)
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
   """The size after padding; sizes under the alignment stay as they are."""
-  return size if size < _ALIGNMENT else -(-size // _ALIGNMENT) * _ALIGNMENT
+  return size if size < ALIGNMENT else -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _width(n_keys: int) -> int:
   """Rows of the padded table; `_skew` needs more of them than keys."""
-  return _aligned(n_keys) + _ALIGNMENT
+  return aligned(n_keys) + ALIGNMENT
 
 
 def _heads_first(x_BXHC: jax.Array, length: int) -> jax.Array:
   """Padded with zeros to this length and an aligned width, [H, B, X, C]."""
   _, X, _, C = x_BXHC.shape
-  padding = ((0, 0), (0, length - X), (0, 0), (0, _aligned(C) - C))
+  padding = ((0, 0), (0, length - X), (0, 0), (0, aligned(C) - C))
   return jnp.pad(x_BXHC, padding).transpose(2, 0, 1, 3)
 
 

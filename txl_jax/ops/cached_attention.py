@@ -1,0 +1,131 @@
+"""Relative attention over keys and values that stay where they were written.
+
+For reading on at fixed parameters: a buffer has room at its end, so that a
+segment's keys are written in place, nothing slides, and the position table is
+projected once. What moves instead is the place in the table where a query finds
+the distance to a slot.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from txl_jax.ops.xla_attention import ALIGNMENT, aligned
+
+
+class Slots(NamedTuple):
+  """What one layer remembers, C padded to a multiple of 8.
+
+  Attributes:
+    keys_HBLC: in the order of the text; what stands from `end` on is to come.
+    values_HBLC: likewise.
+    r_HWC: the projected table W_R R from `pad_table`; distances beyond that of
+      its first row count as that one.
+    end: int32, slots that are filled.
+  """
+
+  keys_HBLC: jax.Array
+  values_HBLC: jax.Array
+  r_HWC: jax.Array
+  end: jax.Array
+
+  def write(self, k_BTHC: jax.Array, v_BTHC: jax.Array) -> 'Slots':
+    """The slots with the keys and values of T more positions."""
+    written = (
+      jax.lax.dynamic_update_slice_in_dim(
+        slots_HBLC, heads_first(new_BTHC), self.end, axis=2
+      )
+      for slots_HBLC, new_BTHC in zip(self[:2], (k_BTHC, v_BTHC))
+    )
+    return self._replace(**dict(zip(('keys_HBLC', 'values_HBLC'), written)))
+
+
+def heads_first(x_BXHC: jax.Array) -> jax.Array:
+  """[H, B, X, C], with C padded."""
+  C = x_BXHC.shape[-1]
+  padding = [(0, 0)] * 3 + [(0, aligned(C) - C)]
+  return jnp.pad(x_BXHC, padding).transpose(2, 0, 1, 3)
+
+
+def pad_table(r_WHC: jax.Array) -> jax.Array:
+  """The projected table, distances descending to 0, and rows of zeros."""
+  W, H, C = r_WHC.shape
+  padding = ((0, ALIGNMENT), (0, 0), (0, aligned(C) - C))
+  return jnp.pad(r_WHC, padding).transpose(1, 0, 2)
+
+
+def cached_attention(
+  q_BTHC: jax.Array,
+  slots: Slots,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
+  first_BT: jax.Array,
+) -> jax.Array:
+  """Attends from the T positions that have been written at `slots.end`.
+
+  Args:
+    q_BTHC: queries.
+    slots: with the keys and values of the queries' own positions.
+    u_HC: content bias u.
+    v_bias_HC: position bias v.
+    first_BT: int, the first slot that each query sees; the last is its own.
+
+  Returns:
+    The attended values [B, T, H, C], as `relative_attention` gives them.
+  """
+  T, C = q_BTHC.shape[1], q_BTHC.shape[-1]
+  keys_HBLC, values_HBLC, r_HWC, end = slots
+  n_slots = keys_HBLC.shape[2]
+  dtype = q_BTHC.dtype
+  wide = jnp.promote_types(dtype, jnp.float32)
+
+  def queries(bias_HC: jax.Array) -> jax.Array:
+    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
+    return heads_first(biased.astype(dtype))
+
+  content_HBTL = jnp.einsum('hbtc,hblc->hbtl', queries(u_HC), keys_HBLC)
+  raw_HBTW = jnp.einsum('hbtc,hwc->hbtw', queries(v_bias_HC), r_HWC)
+  position_HBTL = _to_slots(raw_HBTW, n_slots, end)
+  slot_L = jnp.arange(n_slots)
+  last_T1 = end + jnp.arange(T)[:, None]
+  visible_BTL = (first_BT[..., None] <= slot_L) & (slot_L <= last_T1)
+  score_HBTL = jnp.where(
+    visible_BTL,
+    content_HBTL.astype(wide) + position_HBTL.astype(wide),
+    jnp.finfo(wide).min,
+  )
+  # Every query sees its own key, so that the total is at least 1.
+  weight_HBTL = jnp.exp(score_HBTL - score_HBTL.max(-1, keepdims=True))
+  total_HBT1 = weight_HBTL.sum(-1, keepdims=True)
+  out_HBTC = jnp.einsum(
+    'hbtl,hblc->hbtc',
+    weight_HBTL.astype(dtype),
+    values_HBLC,
+    preferred_element_type=wide,
+  )
+  out_HBTC = (out_HBTC / total_HBT1).astype(dtype)
+  return out_HBTC[..., :C].transpose(1, 2, 0, 3)
+
+
+def _to_slots(raw_HBTW: jax.Array, n_slots: int, end: jax.Array) -> jax.Array:
+  """Brings scores from table rows to slots.
+
+  Query i, in slot `end` + i, finds its distance to slot s in row
+  n_slots - 1 - end - i + s. That is one stretch of the flat array, in rows that
+  are one shorter, from an offset that depends on `end`. What it leaves right of
+  a query's own slot is meaningless.
+  """
+  *lead, T, W = raw_HBTW.shape
+  missing = n_slots + ALIGNMENT - W
+  if missing:  # the largest distance stands for those beyond it
+    far = jnp.broadcast_to(raw_HBTW[..., :1], (*lead, T, missing))
+    raw_HBTW = jnp.concatenate([far, raw_HBTW], axis=-1)
+    W += missing
+  flat = raw_HBTW.reshape(*lead, T * W)
+  # With a single query the offset may leave less than a row behind it.
+  flat = jnp.pad(flat, [(0, 0)] * len(lead) + [(0, n_slots)])
+  flat = jax.lax.dynamic_slice_in_dim(
+    flat, n_slots - 1 - end, T * (W - 1), axis=-1
+  )
+  return flat.reshape(*lead, T, W - 1)[..., :n_slots]

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
+from txl_jax.generation.caches import remembered
 from txl_jax.generation.loop import Rules, advance, begin, row_keys
 from txl_jax.generation.prompts import check_prompt
 from txl_jax.generation.sampling import Sampling
-from txl_jax.generation.sliding import remembered
+from txl_jax.model.cache import compute_copy
 from txl_jax.model.memory import AnyMemory
 
 # Steps between two compactions of the cache, at most: each reads up to so many
@@ -173,6 +174,7 @@ def _generate(
   stop_X: jax.Array,
   length: int,
 ) -> Generated:
+  params = compute_copy(rules.config, params)
   decoding, *first = begin(
     *(rules, params, prompt_BT, prompt_lengths_B, memory),
     *(keys_B, jnp.int32(0), stop_X, length),
@@ -199,5 +201,5 @@ def _generate(
     jnp.where(inside_LB, tokens_LB, decoding.token_B).T,
     decoding.length_B,
     jnp.where(inside_LB, logp_LB, 0).T,
-    remembered(decoding.cache),
+    remembered(rules.config, decoding.cache),
   )

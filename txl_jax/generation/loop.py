@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.generation.caches import compact, init_cache, read_cached
 from txl_jax.generation.prompts import begins, read_prompt
 from txl_jax.generation.sampling import Sampling, draw
-from txl_jax.generation.sliding import compact, init_cache, read_cached
 from txl_jax.model.memory import AnyMemory
 
 

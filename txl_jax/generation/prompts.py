@@ -9,7 +9,7 @@ import numpy as np
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
-from txl_jax.generation import sliding
+from txl_jax.generation import caches
 from txl_jax.model.functional import check_tokens
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.transformer import TransformerXL
@@ -89,16 +89,16 @@ def read_prompt(
   starts_BT = begins(prompt_BT, boundary)
   if starts_BT is not None:
     starts_BT &= jnp.arange(longest) < lengths_B[:, None]
-  cache = sliding.init_cache(config, params, memory, longest)
-  hidden_BTD, cache = sliding.read_cached(
+  cache = caches.slide(memory, longest)
+  hidden_BTD, cache = caches.read_cached(
     config, params, prompt_BT, cache, starts_BT
   )
   # No document begins in the padding, so it has counted as text.
   valid_B = cache.valid_B - (longest - lengths_B)
-  cache = sliding.compact(cache.replace(valid_B=valid_B), lengths_B)
+  cache = caches.compact(cache.replace(valid_B=valid_B), lengths_B)
   last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
   hidden_B1D = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)
-  return hidden_B1D[:, 0], sliding.remembered(cache)
+  return hidden_B1D[:, 0], caches.remembered(config, cache)
 
 
 def begins(tokens_BT: jax.Array, boundary: int | None) -> jax.Array | None:

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from txl_jax.config import ModelConfig
+from txl_jax.generation.caches import init_cache, remembered
 from txl_jax.generation.decode import stop_ids
 from txl_jax.generation.loop import Decoding, Rules, advance, begin, row_keys
 from txl_jax.generation.prompts import read_pieces
 from txl_jax.generation.sampling import Sampling
-from txl_jax.generation.sliding import init_cache, remembered
+from txl_jax.model.cache import compute_copy
 from txl_jax.model.functional import project_memory
 from txl_jax.model.memory import init_memory
 
@@ -20,7 +21,8 @@ PIECE = 16
 ENDLESS = np.iinfo(np.int32).max
 
 _begin = jax.jit(begin, static_argnums=0)
-_remembered = jax.jit(remembered)
+_remembered = jax.jit(remembered, static_argnums=0)
+_compute_copy = jax.jit(compute_copy, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -55,7 +57,7 @@ class Session:
   ):
     """Begins with nothing remembered; arguments as of `generate`."""
     self._rules = Rules(config, sampling, boundary, PIECE)
-    self._params = params
+    params = self._params = _compute_copy(config, params)
     self._keys_1 = row_keys(key, 1)
     self._stop_X = stop_ids(config, stop)
     memory = project_memory(config, params, init_memory(config, 1))
@@ -80,7 +82,12 @@ class Session:
     """
     rules, ids = self._rules, np.array([*self._last, *ids], np.int32)
     prompt_1T, lengths_1, memory = read_pieces(
-      *(rules.config, self._params, [ids], _remembered(self._cache)),
+      *(
+        rules.config,
+        self._params,
+        [ids],
+        _remembered(rules.config, self._cache),
+      ),
       rules.boundary,
     )
     limit = ENDLESS if length is None else self._n_drawn + length

@@ -1,21 +1,27 @@
-"""A memory of either kind with room for what is read next.
+"""The cache of a decoding loop, whose rows need not count all that they read.
 
 Rows read the same number of tokens, of which only the first few may count: a
 prompt shorter than its neighbours, a row that has stopped. `compact` then moves
 each row's own last M positions to where all rows go on from.
+
+Keys and values are kept in the slots of `model/cache.py`. Hidden states, which
+stay right when parameters change, and encodings that have no such slots slide.
 """
+
+from collections.abc import Callable
 
 import flax
 import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
-from txl_jax.model.memory import AnyMemory
+from txl_jax.model import cache as slots_lib
+from txl_jax.model.memory import AnyMemory, Memory
 from txl_jax.model.transformer import TransformerXL
 
 
 @flax.struct.dataclass
-class SlidingCache:
+class Sliding:
   """The last M + room positions.
 
   Attributes:
@@ -31,9 +37,12 @@ class SlidingCache:
   length: int = flax.struct.field(pytree_node=False)
 
 
+AnyCache = slots_lib.Cache | Sliding
+
+
 def init_cache(
   config: ModelConfig, params: dict, memory: AnyMemory, room: int
-) -> SlidingCache:
+) -> AnyCache:
   """The cache that begins with a memory.
 
   Args:
@@ -42,25 +51,33 @@ def init_cache(
     memory: of the text before; either kind.
     room: tokens that can be read before the cache must be compacted.
   """
-  del config, params
-  layers = jax.tree.map(lambda x: _padded(x, room), memory.layers)
-  valid_B, length = memory.valid_B, memory.length
-  memory = memory.with_layers(layers, valid_B)
-  return SlidingCache(memory, valid_B, jnp.int32(0), length)
+  if isinstance(memory, Memory) or config.position_encoding != 'relative':
+    return slide(memory, room)
+  return slots_lib.init_cache(config, params, memory, room)
+
+
+def slide(memory: AnyMemory, room: int) -> Sliding:
+  """A memory of either kind with room."""
+  roomy = _each_layer(lambda x: _padded(x, room), memory)
+  return Sliding(roomy, memory.valid_B, jnp.int32(0), memory.length)
 
 
 def read_cached(
   config: ModelConfig,
   params: dict,
   tokens_BT: jax.Array,
-  cache: SlidingCache,
+  cache: AnyCache,
   starts_BT: jax.Array | None,
-) -> tuple[jax.Array, SlidingCache]:
+) -> tuple[jax.Array, AnyCache]:
   """Reads T tokens; the hidden states [B, T, D] and the cache after them."""
+  if not isinstance(cache, Sliding):
+    return slots_lib.read_cached(config, params, tokens_BT, cache, starts_BT)
   valid_B = jnp.minimum(cache.valid_B, cache.length)
-  memory = cache.memory.replace(valid_B=valid_B)
   hidden_BTD, memory = TransformerXL(config).apply(
-    {'params': params}, tokens_BT, memory, starts_BT
+    {'params': params},
+    tokens_BT,
+    cache.memory.replace(valid_B=valid_B),
+    starts_BT,
   )
   n_read = cache.n_read + tokens_BT.shape[1]
   return hidden_BTD, cache.replace(
@@ -68,31 +85,37 @@ def read_cached(
   )
 
 
-def compact(
-  cache: SlidingCache, counted_B: jax.Array | None = None
-) -> SlidingCache:
+def compact(cache: AnyCache, counted_B: jax.Array) -> AnyCache:
   """Makes room again.
 
   Args:
     cache: whose `valid_B` holds for each row's last token that counts.
     counted_B: how many of the tokens read since it was last compacted count,
-      the first ones of each row; None = all.
+      the first ones of each row.
   """
-  if counted_B is not None:
-    shift_B = cache.n_read - counted_B
-    memory = cache.memory
-    layers = jax.tree.map(lambda x: _shifted(x, shift_B), memory.layers)
-    memory = memory.with_layers(layers, memory.valid_B)
-    cache = cache.replace(memory=memory)
-  return cache.replace(n_read=jnp.int32(0))
+  if not isinstance(cache, Sliding):
+    return slots_lib.compact(cache, counted_B)
+  shift_B = cache.n_read - counted_B
+  memory = _each_layer(lambda x: _shifted(x, shift_B), cache.memory)
+  return cache.replace(memory=memory, n_read=jnp.int32(0))
 
 
-def remembered(cache: SlidingCache) -> AnyMemory:
+def remembered(config: ModelConfig, cache: AnyCache) -> AnyMemory:
   """The memory, of the kind that the cache began with."""
+  if not isinstance(cache, Sliding):
+    return slots_lib.remembered(config, cache)
   room = cache.memory.length - cache.length
-  layers = jax.tree.map(lambda x: x[:, :, room:], cache.memory.layers)
-  valid_B = jnp.minimum(cache.valid_B, cache.length)
-  return cache.memory.with_layers(layers, valid_B)
+  memory = _each_layer(lambda x: x[:, :, room:], cache.memory)
+  return memory.replace(valid_B=jnp.minimum(cache.valid_B, cache.length))
+
+
+def _each_layer(
+  change: Callable[[jax.Array], jax.Array], memory: AnyMemory
+) -> AnyMemory:
+  """The memory with its arrays [N, B, M, ...] changed."""
+  changed = jax.tree.map(change, memory.layers)
+  leaves = [*jax.tree.leaves(changed), memory.valid_B]
+  return type(memory)(*leaves)
 
 
 def _padded(x: jax.Array, room: int) -> jax.Array:

@@ -68,8 +68,8 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 def test_going_on_from_the_last_token():
-  whole, _ = _generate(PROMPT_BT, length=10, temperature=0)
-  first, memory = _generate(PROMPT_BT, length=4, temperature=0)
+  whole, _ = _generate(PROMPT_BT, length=9, temperature=0)
+  first, memory = _generate(PROMPT_BT, length=3, temperature=0)
   last_B1 = np.array(first)[:, -1:]
   rest, _ = _generate(last_B1, memory, length=6, temperature=0)
   assert [a + b for a, b in zip(first, rest)] == whole

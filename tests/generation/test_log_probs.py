@@ -12,9 +12,8 @@ import txl_jax
 SIZES = dict(n_layers=2, n_heads=2, d_model=16, d_head=8, d_ff=32)
 CONFIGS = {
   'span': dict(memory_length=24, attention_span=24, clamp_length=10),
-  'long memory': dict(memory_length=200, untie_biases=True),
   'adaptive': dict(
-    memory_length=24, attention_span=20, cutoffs=(6, 20), div_val=2
+    memory_length=80, untie_biases=True, cutoffs=(6, 20), div_val=2
   ),
   'pre-norm': dict(memory_length=24, attention_span=25, pre_norm=True),
 }
@@ -28,35 +27,37 @@ def _model(name: str) -> tuple[txl_jax.ModelConfig, dict]:
   return config, txl_jax.init_params(config, jax.random.key(0))
 
 
+def _case(name: str, kind: str, slow: bool, **options):
+  marks = pytest.mark.slow if slow else ()
+  return pytest.param(name, kind, options, marks=marks)
+
+
 @pytest.mark.parametrize(
-  ('name', 'options'),
+  ('name', 'kind', 'options'),
   [
-    ('span', {'temperature': 0.7, 'top_k': 20}),
-    ('long memory', {}),
-    ('adaptive', {}),
-    ('adaptive', {'temperature': 0}),
-    ('pre-norm', {'min_p': 0.05}),
+    _case('span', 'keys and values', False, temperature=0.7, top_k=20),
+    _case('span', 'hidden', True, temperature=0.7, top_k=20),
+    _case('adaptive', 'keys and values', False),
+    _case('adaptive', 'keys and values', True, temperature=0),
+    _case('pre-norm', 'keys and values', True, min_p=0.05),
   ],
 )
-@pytest.mark.parametrize('projected', [True, False])
-def test_decoding_equals_scoring(name, options, projected):
+def test_decoding_equals_scoring(name, kind, options):
   config, params = _model(name)
   memory = txl_jax.init_memory(config, 2)
-  if projected:
+  if kind != 'hidden':
     memory = txl_jax.project_memory(config, params, memory)
-  elif name != 'span':
-    pytest.skip('one model shows it')
   prompt_BT = jnp.array([[3, 1, 4, 1], [5, 9, 2, 6]])
   result = txl_jax.generate_with_log_probs(
     config,
     params,
     prompt_BT,
     memory,
-    length=150,
+    length=75,
     key=jax.random.key(1),
     **options,
   )
-  assert result.lengths_B.tolist() == [150, 150]
+  assert result.lengths_B.tolist() == [75, 75]
   assert type(result.memory) is type(memory)
   text_BT = jnp.concatenate([prompt_BT, result.tokens_BL], axis=1)
   nll_BT, after = txl_jax.score(

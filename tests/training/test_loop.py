@@ -288,7 +288,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
   checkpoints.close()
   assert int(state.step) == 1
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-  assert [line['step'] for line in _lines(tmp_path)] == [1]
+  lines = [(line['split'], line['step']) for line in _lines(tmp_path)]
+  assert lines == [('train', 1), ('skipped', 2)]
 
 
 def test_so_does_one_that_validation_finds(corpus, tmp_path):

@@ -54,8 +54,10 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
   """Trains, tests, samples and reports."""
   config = read_config(arguments.config, rest)
   from txl_jax.parallel import processes
+  from txl_jax.parallel.compiled import keep_compiled
 
   processes.start_processes(preemption=True)
+  keep_compiled()
   from txl_jax.report.page import write_report
   from txl_jax.training.finish import finish
   from txl_jax.training.loop import train as train_loop

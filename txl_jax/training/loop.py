@@ -24,6 +24,7 @@ from txl_jax.training.progress import (
   listen,
   progress_bar,
   record_result,
+  record_skipped,
   record_training,
 )
 from txl_jax.training.schedules import after_validation
@@ -41,6 +42,7 @@ def train(setup: Setup) -> TrainState:
     TrainingError: if losses stay not finite, or the disk cannot be written.
     Interrupted: after a signal to stop, when all is saved.
   """
+  jax.eval_shape(setup.init)  # what cannot be is said before there is a folder
   setup.work.create()
   config = setup.config.train
   with setup.work.locked():
@@ -55,7 +57,13 @@ def train(setup: Setup) -> TrainState:
       best.drop_after(int(state.step))
       if int(state.step) < config.steps and not _enough(setup, notes):
         listen(setup, int(state.step))
-        state = _run(setup, checkpoints, best, state, notes)
+        try:
+          state = _run(setup, checkpoints, best, state, notes)
+        except TrainingError:
+          for meter in (notes.late, notes.meter):
+            if meter:
+              record_skipped(setup, meter)
+          raise
   return state
 
 
@@ -118,7 +126,9 @@ def _run(
         state = _validate(setup, best, state, notes)
       enough = due.validation and _enough(setup, notes)
       if due.checkpoint or enough:
-        checkpoints.save(state, notes.to_json())
+        host = notes.to_json()
+        record_skipped(setup, notes.meter)  # a run that goes on forgets them
+        checkpoints.save(state, host)
       checkpoints.poll()
       best.poll()
       notes.meter.skip_time(paused)

@@ -39,20 +39,26 @@ def record_training(
 ) -> None:
   """Adds what the meter has summed up to a step, and says it."""
   line = meter.line()
-  key = run_key(setup.config.train.seed)
-  for skipped in meter.skipped:
-    own_key = jax.random.fold_in(key, skipped['step'] - 1)
-    skipped['key'] = jax.random.key_data(own_key).tolist()
-    setup.metrics.append(split='skipped', **skipped)
-    setup.say(
-      f'Skipped step {skipped["step"]:,}: the loss or the gradient of '
-      f'{", ".join(skipped["groups"]) or "nothing"} is not finite'
-    )
+  record_skipped(setup, meter)
   facts = setup.facts_of(done, line['tokens_per_second'])
   facts['learning_rate'] *= rate_scale
   setup.metrics.append(step=done, split='train', **line, **facts)
   if 'loss' in line:
     setup.say(_progress(setup, done, line))
+
+
+def record_skipped(setup: Setup, meter: Meter) -> None:
+  """Adds the steps that were skipped, with their keys, and says so."""
+  key = run_key(setup.config.train.seed)
+  skipped, meter.skipped = meter.skipped, []
+  for step in skipped:
+    own_key = jax.random.fold_in(key, step['step'] - 1)
+    own_key = jax.random.key_data(own_key).tolist()
+    setup.metrics.append(split='skipped', **step, key=own_key)
+    setup.say(
+      f'Skipped step {step["step"]:,}: the loss or the gradient of '
+      f'{", ".join(step["groups"]) or "nothing"} is not finite'
+    )
 
 
 def _progress(setup: Setup, done: int, line: dict) -> str:

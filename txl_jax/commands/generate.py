@@ -77,8 +77,10 @@ def generate(arguments: argparse.Namespace, rest: list[str]) -> int:
   _check(arguments)
   prompts = arguments.prompts and _lines(arguments.prompts)
   from txl_jax.generation.text import Writer, continue_all
+  from txl_jax.parallel.compiled import keep_compiled
   from txl_jax.training.run import load_run
 
+  keep_compiled()
   run = load_run(arguments.workdir, say, None, arguments.checkpoint)
   sample = _sample(run.config.sample, arguments)
   options = sample, arguments.seed, arguments.until
@@ -148,7 +150,7 @@ def _show(*texts: Iterable[str]) -> None:
 def _lines(path: str) -> list[str]:
   """The lines of a file."""
   try:
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    text = pathlib.Path(path).read_text(encoding='utf-8')
   except OSError as error:
     raise InputError(f'cannot read {path}: {error.strerror}') from error
   except UnicodeDecodeError as error:
@@ -156,6 +158,6 @@ def _lines(path: str) -> list[str]:
       f'{path} must be UTF-8, found {error.object[error.start]:#x} at byte '
       f'{error.start}'
     ) from error
-  if not lines:
+  if not text:
     raise InputError(f'{path} is empty, expected a prompt on each line')
-  return lines
+  return text.removesuffix('\n').split('\n')

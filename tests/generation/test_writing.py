@@ -17,6 +17,7 @@ from txl_jax.config import Config, EvalConfig, SampleConfig, TrainConfig
 from txl_jax.data.vocabulary import ByteVocabulary
 from txl_jax.data.words import WordVocabulary
 from txl_jax.errors import InputError
+from txl_jax.generation import session as session_lib
 from txl_jax.generation.sampling import Sampling
 from txl_jax.generation.session import Session
 from txl_jax.generation.text import (
@@ -107,13 +108,15 @@ def test_turns_are_one_long_text():
     assert token == drawn
 
 
-def test_text_goes_on_for_ever_at_constant_memory():
+def test_text_goes_on_for_ever_at_constant_memory_and_cost():
   pieces = _writer().write('a', None)
   n_before = None
   for i, _ in enumerate(itertools.islice(pieces, 40)):
     if i == 10:
-      n_before = _bytes_alive()
+      n_before, n_programs = _bytes_alive(), session_lib._advance._cache_size()
   assert _bytes_alive() <= n_before
+  # A program's shapes are fixed, and so is what a token costs.
+  assert session_lib._advance._cache_size() == n_programs
 
 
 def _bytes_alive() -> int:

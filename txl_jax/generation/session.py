@@ -68,7 +68,7 @@ class Session:
   def write(
     self, ids: Iterable[int], length: int | None
   ) -> Iterator[np.ndarray]:
-    """Reads ids, then writes.
+    """Reads ids, then writes. Take all that comes before the next call.
 
     Args:
       ids: what follows the text so far; at least one at the very beginning.

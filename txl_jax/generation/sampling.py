@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from txl_jax.config import ModelConfig
+from txl_jax.config import ModelConfig, SampleConfig
 from txl_jax.errors import InputError
 from txl_jax.model.transformer import TransformerXL
 
@@ -43,6 +43,11 @@ class Sampling:
       share = getattr(self, name)
       if share is not None and not 0 < share <= 1:
         raise InputError(f'{name} must be in (0, 1], found {share}')
+
+  @classmethod
+  def of(cls, config: SampleConfig) -> 'Sampling':
+    """What an experiment's samples are drawn with."""
+    return cls(config.temperature, config.top_k, config.top_p, config.min_p)
 
   @property
   def is_plain(self) -> bool:

@@ -55,7 +55,7 @@ class Writer:
     self._session = Session(
       _model(config),
       params,
-      sampling=_sampling(sample),
+      sampling=Sampling.of(sample),
       key=jax.random.key(seed),
       boundary=vocabulary.boundary,
       stop=stop_tokens(vocabulary, until),
@@ -155,7 +155,7 @@ def continue_all(
       prompt_lengths_B=lengths_B,
       boundary=vocabulary.boundary,
       stop=stop_tokens(vocabulary, until),
-      **dataclasses.asdict(_sampling(sample)),
+      **dataclasses.asdict(Sampling.of(sample)),
     )
     for row, n in enumerate(result.lengths_B.tolist()):
       stream = TextStream(vocabulary)
@@ -195,10 +195,6 @@ def _model(config: Config) -> ModelConfig:
     attention_span=config.eval.attention_span,
     clamp_length=config.eval.clamp_length,
   )
-
-
-def _sampling(sample: SampleConfig) -> Sampling:
-  return Sampling(sample.temperature, sample.top_k, sample.top_p, sample.min_p)
 
 
 def _is_wikitext(config: Config) -> bool:

@@ -32,7 +32,6 @@ MODEL = ModelConfig(
   d_model=16,
   d_head=8,
   d_ff=16,
-  cutoffs=(10,),
 )
 
 

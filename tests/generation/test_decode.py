@@ -115,7 +115,13 @@ def test_a_generated_boundary_hides_the_text_before_it():
 
 
 @pytest.mark.parametrize(
-  'options', [{'top_k': 3}, {'top_p': 0.5}, {'min_p': 0.4}], ids=str
+  'options',
+  [
+    {'top_k': 3},
+    pytest.param({'top_p': 0.5}, marks=pytest.mark.slow),
+    pytest.param({'min_p': 0.4}, marks=pytest.mark.slow),
+  ],
+  ids=str,
 )
 def test_sampling_options_reach_the_draws(options):
   prompt_BT = np.tile([[1, 2, 3]], (64, 1))

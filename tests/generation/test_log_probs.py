@@ -35,7 +35,7 @@ def _case(name: str, kind: str, slow: bool, **options):
 @pytest.mark.parametrize(
   ('name', 'kind', 'options'),
   [
-    _case('span', 'keys and values', False, temperature=0.7, top_k=20),
+    _case('span', 'keys and values', True, temperature=0.7, top_k=20),
     _case('span', 'hidden', True, temperature=0.7, top_k=20),
     _case('adaptive', 'keys and values', False),
     _case('adaptive', 'keys and values', True, temperature=0),

@@ -159,13 +159,15 @@ def test_a_new_line_comes_before_a_turn_that_needs_one():
   assert written == [b'\nb', b'b']
 
 
+PROMPTS = ['one', '', 'a longer prompt ' * 12, 'the ä']
+
+
 def test_many_prompts_are_each_as_if_alone():
-  prompts = ['one', '', 'a longer prompt ' * 12, 'the ä']
-  many = [*continue_all(CONFIG, _params(), BYTES, prompts, CONFIG.sample, 3)]
-  assert [line.prompt for line in many] == prompts
+  many = [*continue_all(CONFIG, _params(), BYTES, PROMPTS, CONFIG.sample, 3)]
+  assert [line.prompt for line in many] == PROMPTS
   # The first row draws with the key of a text alone.
   assert many[0].text == ''.join(_writer().write('one', 40))
-  other = ['x', *prompts[1:]]
+  other = ['x', *PROMPTS[1:]]
   again = [*continue_all(CONFIG, _params(), BYTES, other, CONFIG.sample, 3)]
   assert again[1:] == [
     dataclasses.replace(line, log_prob=pytest.approx(line.log_prob, rel=1e-4))
@@ -209,11 +211,11 @@ def test_turns_from_a_pipe(command, capsys, monkeypatch):
 
 
 def test_a_file_of_prompts(command, capsys, tmp_path):
-  (tmp_path / 'prompts').write_text('one\ntwo ä\n')
+  (tmp_path / 'prompts').write_text('\n'.join([*PROMPTS, '']))
   assert command(f'--prompts={tmp_path / "prompts"}') == 0
   lines = capsys.readouterr().out.splitlines()
-  first, second = map(json.loads, lines)
-  assert (first['prompt'], second['prompt']) == ('one', 'two ä')
+  first, *_ = found = [*map(json.loads, lines)]
+  assert [line['prompt'] for line in found] == PROMPTS
   assert first['text'] == ''.join(_writer().write('one', 40))
   assert first['tokens'] == 40 and first['log_prob'] < 0
 

@@ -101,6 +101,12 @@ class TransformerXL(nn.Module):
     """Log-probabilities of the next token [B, T, V] from hidden states."""
     return self.softmax.log_probs(hidden_BTD, self.embedding.clusters())
 
+  def sample(
+    self, hidden_BD: jax.Array, keys_B: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """A next token for each row [B], drawn, and its log-probability [B]."""
+    return self.softmax.sample(hidden_BD, keys_B, self.embedding.clusters())
+
   def _layers(
     self, hidden_BTD: jax.Array, memory: Any, *shared: Any, train: bool
   ) -> tuple[jax.Array, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model import ablations
 from txl_jax.model.attention import KeysAndValues
+from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots
 from txl_jax.ops.dropout import dropout, relu_dropout, seed_of
 from txl_jax.ops.layer_norm import layer_norm
@@ -21,11 +22,13 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises x [..., D]."""
-    shape = x.shape[-1:]
+    """Normalises x [..., D], which may be padded."""
+    config, shape = self.config, x.shape[-1:]
     scale_D = self.param('scale', self._init_scale, shape)
     bias_D = self.param('bias', nn.initializers.zeros, shape)
-    return layer_norm(x, scale_D, bias_D, self.config.layer_norm_epsilon)
+    return layer_norm(
+      x, scale_D, bias_D, config.layer_norm_epsilon, config.d_model
+    )
 
   def _init_scale(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return 1 + self.config.init_std * jax.random.normal(key, shape)
@@ -44,12 +47,13 @@ class FeedForward(nn.Module):
 
   config: ModelConfig
   train: bool
+  padded: bool = False
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """W2 dropout(relu(W1 x + b1)) + b2."""
     config = self.config
-    D, F = config.d_model, config.d_ff
+    D, _, F = widths(config, self.padded)
     matrix, zeros = (
       nn.initializers.normal(config.init_std),
       nn.initializers.zeros,
@@ -75,10 +79,18 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-  """Attention and feed-forward, each with dropout, residual and layer norm."""
+  """Attention and feed-forward, each with dropout, residual and layer norm.
+
+  Attributes:
+    config: of the model.
+    train: whether to drop out.
+    padded: whether parameters and arguments have padded widths, and the output
+      is to have them.
+  """
 
   config: ModelConfig
   train: bool
+  padded: bool = False
 
   @nn.compact
   def __call__(
@@ -104,10 +116,12 @@ class Layer(nn.Module):
     """
     config = self.config
     attention = ablations.attention_class(config)(
-      config, self.train, name='attention'
+      config, self.train, self.padded, name='attention'
     )
     attention_norm = LayerNorm(config, name='attention_norm')
-    feed_forward = FeedForward(config, self.train, name='feed_forward')
+    feed_forward = FeedForward(
+      config, self.train, self.padded, name='feed_forward'
+    )
     feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
     projected = isinstance(memory, tuple)
 

@@ -1,5 +1,6 @@
 """The stack of layers and the language model."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from txl_jax.model.layer import Layer, drop
 from txl_jax.model.loop import scan_layers
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
+from txl_jax.model.widths import pad_last, pad_layer, pads, widths
 
 
 class TransformerXL(nn.Module):
@@ -108,41 +110,74 @@ class TransformerXL(nn.Module):
     return self.softmax.sample(hidden_BD, keys_B, self.embedding.clusters())
 
   def _layers(
-    self, hidden_BTD: jax.Array, memory: Any, *shared: Any, train: bool
+    self,
+    hidden_BTD: jax.Array,
+    memory: Any,
+    table_KD: jax.Array | None,
+    shared_biases: tuple[jax.Array, jax.Array] | None,
+    first_BT: jax.Array,
+    *,
+    train: bool,
   ) -> tuple[jax.Array, Any]:
     """The output of the last layer, and what each remembers, stacked."""
-    layer = Layer(self.config, train, parent=None)
-    n_layers = self.config.n_layers
+    config = self.config
+    shared = (table_KD, shared_biases, first_BT)
+    params = self._layer_params(hidden_BTD, memory, *shared)
+    keys_N = None
+    if train and self.has_rng('dropout'):
+      keys_N = jax.random.split(self.make_rng('dropout'), config.n_layers)
+    # Keys and values that are remembered keep their width.
+    padded = pads(config) and not isinstance(memory, tuple)
+    if padded:
+      D, C, _ = widths(config, padded)
+      hidden_BTD, memory, table_KD, shared_biases = (
+        jax.tree.map(functools.partial(pad_last, width=width), tree)
+        for tree, width in (
+          (hidden_BTD, D),
+          (memory, D),
+          (table_KD, D),
+          (shared_biases, C),
+        )
+      )
+    layer = Layer(config, train, padded, parent=None)
+
+    def step(hidden_BTD: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
+      params, memory, key = own
+      params = pad_layer(config, params) if padded else params
+      return layer.apply(
+        {'params': params},
+        *(hidden_BTD, memory, table_KD, shared_biases, first_BT),
+        rngs={} if key is None else {'dropout': key},
+      )
+
+    hidden_BTD, remembered = scan_layers(
+      step,
+      hidden_BTD,
+      (params, memory, keys_N),
+      config.n_layers,
+      unroll=config.unroll,
+      remat=config.remat,
+    )
+    if padded:
+      remembered = remembered[..., : config.d_model]
+    return hidden_BTD[..., : config.d_model], remembered
+
+  def _layer_params(
+    self, hidden_BTD: jax.Array, memory: Any, *shared: Any
+  ) -> dict:
+    """The layers' parameters, stacked; drawn at initialisation."""
+    if not self.is_initializing():
+      return self.get_variable('params', 'layers')
+    layer = Layer(self.config, train=False, parent=None)
 
     def init(key: jax.Array) -> dict:
       first = jax.tree.map(lambda leaf: leaf[0], memory)
       return layer.init(key, hidden_BTD, first, *shared)['params']
 
     def stacked(key: jax.Array) -> dict:
-      return jax.vmap(init)(jax.random.split(key, n_layers))
+      return jax.vmap(init)(jax.random.split(key, self.config.n_layers))
 
-    if self.is_initializing():
-      params = self.param('layers', stacked)
-    else:
-      params = self.get_variable('params', 'layers')
-
-    def step(hidden_BTD: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
-      params, memory, key = own
-      rngs = {} if key is None else {'dropout': key}
-      variables = {'params': params}
-      return layer.apply(variables, hidden_BTD, memory, *shared, rngs=rngs)
-
-    keys_N = None
-    if train and self.has_rng('dropout'):
-      keys_N = jax.random.split(self.make_rng('dropout'), n_layers)
-    return scan_layers(
-      step,
-      hidden_BTD,
-      (params, memory, keys_N),
-      n_layers,
-      unroll=self.config.unroll,
-      remat=self.config.remat,
-    )
+    return self.param('layers', stacked)
 
   def _shared_biases(self) -> tuple[jax.Array, jax.Array] | None:
     config = self.config

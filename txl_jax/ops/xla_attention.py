@@ -46,6 +46,7 @@ def relative_attention(
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
   *,
+  scale: float,
   dropout_rate: float,
   dropout_seed: jax.Array | None,
 ) -> jax.Array:
@@ -57,7 +58,7 @@ def relative_attention(
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
-    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
+    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * scale
     return _heads_first(biased.astype(q_BTHC.dtype), T_pad)
 
   queries_HBTC = (queries(u_HC), queries(v_bias_HC))
@@ -130,7 +131,7 @@ def _attend(
 
   Args:
     static: what is known when it is compiled.
-    qu_HBTC: queries with content bias, scaled by 1 / sqrt(C).
+    qu_HBTC: queries with content bias, scaled.
     qv_HBTC: queries with position bias, scaled likewise.
     k_HBKC: keys.
     v_HBKC: values.

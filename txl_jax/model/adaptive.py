@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model.drawing import Weights, draw, log_softmax, project
 from txl_jax.ops import shards
+from txl_jax.ops.alignment import aligned, pad, pad_last
 from txl_jax.ops.cross_entropy import cross_entropy, pad_vocabulary
 from txl_jax.ops.tail_cross_entropy import (
   Tail,
@@ -139,10 +140,7 @@ class AdaptiveSoftmax(nn.Module):
 
     Float32 or wider, in token order; NaN for ids outside the vocabulary.
     """
-    weights = tuple(
-      Tail(*pad_vocabulary(weight_VE, bias_V), projection_ED)
-      for weight_VE, bias_V, projection_ED in self._weights(embedding)
-    )
+    weights = tuple(map(_padded, self._weights(embedding)))
     losses = shards.per_row_shard(
       functools.partial(_losses, self.config), (0, 0, None), 0
     )
@@ -194,6 +192,16 @@ class AdaptiveSoftmax(nn.Module):
     ]
 
 
+def _padded(weights: Weights) -> Tail:
+  """With a vocabulary and widths that matrix units like."""
+  weight_VE, bias_V, projection_ED = weights
+  E = aligned(weight_VE.shape[1])
+  if projection_ED is not None:
+    D = aligned(projection_ED.shape[1])
+    projection_ED = pad(projection_ED, (E, D))
+  return Tail(*pad_vocabulary(pad_last(weight_VE, E), bias_V), projection_ED)
+
+
 def _tables(module: nn.Module) -> list[jax.Array]:
   config, normal = module.config, nn.initializers.normal(module.config.init_std)
   return [
@@ -229,6 +237,7 @@ def _losses(
 ) -> jax.Array:
   """Losses [B, T] of the targets, NaN for unknown ones."""
   hidden_XD = hidden_BTD.reshape(-1, config.d_model)
+  hidden_XD = pad_last(hidden_XD, aligned(config.d_model))
   known_BT = (0 <= targets_BT) & (targets_BT < config.vocab_size)
   targets_X = jnp.where(known_BT, targets_BT, 0).reshape(-1)
   head, *tails = weights

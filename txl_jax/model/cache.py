@@ -19,8 +19,8 @@ from txl_jax.model.layer import Layer
 from txl_jax.model.memory import AnyMemory, ProjectedMemory
 from txl_jax.model.positions import sinusoid_table
 from txl_jax.model.transformer import TransformerXL, check_memory
+from txl_jax.ops.alignment import aligned
 from txl_jax.ops.cached_attention import Slots, heads_first, pad_table
-from txl_jax.ops.xla_attention import aligned
 
 
 @flax.struct.dataclass

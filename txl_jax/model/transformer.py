@@ -16,7 +16,8 @@ from txl_jax.model.layer import Layer, drop
 from txl_jax.model.loop import scan_layers
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
-from txl_jax.model.widths import pad_last, pad_layer, pads, widths
+from txl_jax.model.widths import pad_layer, pads, widths
+from txl_jax.ops.alignment import pad_last
 
 
 class TransformerXL(nn.Module):

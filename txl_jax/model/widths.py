@@ -8,10 +8,9 @@ activations that are padded with zeros once there is nothing to copy.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
-from txl_jax.ops.xla_attention import aligned
+from txl_jax.ops.alignment import aligned, pad
 
 # Of the parameters of a layer; the others have the axis D.
 AXES = {
@@ -44,11 +43,6 @@ def pads(config: ModelConfig) -> bool:
   return odd and config.position_encoding == 'relative'
 
 
-def pad_last(x: jax.Array, width: int) -> jax.Array:
-  """The array with zeros at the end of its last axis."""
-  return _pad(x, (*x.shape[:-1], width))
-
-
 def pad_layer(config: ModelConfig, params: dict) -> dict:
   """A layer's parameters with padded widths."""
   D, C, F = widths(config, True)
@@ -56,10 +50,6 @@ def pad_layer(config: ModelConfig, params: dict) -> dict:
 
   def padded(path: tuple, x: jax.Array) -> jax.Array:
     axes = AXES.get(path[-1].key, 'D')
-    return _pad(x, tuple(size[axis] for axis in axes))
+    return pad(x, tuple(size[axis] for axis in axes))
 
   return jax.tree_util.tree_map_with_path(padded, params)
-
-
-def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  return jnp.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)])

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from txl_jax.ops.alignment import ALIGNMENT, aligned
 from txl_jax.ops.dropout import kept, row_index, row_words
 
-ALIGNMENT = 8
 # Queries that share one product; those before a block's end see fewer keys.
 _BLOCK = None
 # A weight that is dropped is stored this much smaller: too small to be felt in
@@ -87,11 +87,6 @@ def relative_attention(
     )
   out_HBTC = jnp.concatenate(blocks, axis=2)
   return out_HBTC[:, :, :T, : v_BKHC.shape[-1]].transpose(1, 2, 0, 3)
-
-
-def aligned(size: int) -> int:
-  """The size after padding; sizes under the alignment stay as they are."""
-  return size if size < ALIGNMENT else -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _width(n_keys: int) -> int:

@@ -65,7 +65,8 @@ class Attention(nn.Module):
     if isinstance(memory, Slots):
       slots = memory.write(*new)
       out_BTHC = cached_attention(
-        q_BTHC, slots, *self.biases(shared_biases), first_BT
+        *(q_BTHC, slots, *self.biases(shared_biases), first_BT),
+        config.attention_implementation,
       )
       return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), slots
     if not isinstance(memory, tuple):

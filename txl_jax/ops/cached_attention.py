@@ -73,6 +73,7 @@ def cached_attention(
   u_HC: jax.Array,
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Attends from the T positions that have been written at `slots.end`.
 
@@ -82,6 +83,7 @@ def cached_attention(
     u_HC: content bias u.
     v_bias_HC: position bias v.
     first_BT: int, the first slot that each query sees; the last is its own.
+    implementation: 'auto' takes the kernel where it runs and pays.
 
   Returns:
     The attended values [B, T, H, C], as `relative_attention` gives them.
@@ -94,7 +96,8 @@ def cached_attention(
     return heads_first(biased.astype(dtype))
 
   operands = queries(u_HC), queries(v_bias_HC), slots
-  if _has_kernel(dtype, operands[0].shape, slots.keys_HBLC.shape[2]):
+  has_kernel = _has_kernel(dtype, operands[0].shape, slots.keys_HBLC.shape[2])
+  if implementation == 'auto' and has_kernel:
     out_HBTC = _by_kernel(*operands, first_BT)
   else:
     out_HBTC = _by_xla(*operands, first_BT)
@@ -181,8 +184,8 @@ def _has_kernel(
   """
   H, B, T, C = shape
   fits = dtype == jnp.bfloat16 and C in (64, 128) and n_keys % KERNEL_TILE == 0
-  # A single query leaves most of a tile empty.
-  return fits and (T > 1 or H * B >= 128) and _on_hopper()
+  # Few queries leave most of a tile empty.
+  return fits and (T >= 16 or H * B >= 128) and _on_hopper()
 
 
 def _on_hopper() -> bool:

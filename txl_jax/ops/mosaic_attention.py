@@ -31,6 +31,8 @@ _ENOUGH_BLOCKS = 264
 _LOWEST = -1e30
 
 
+# Compiled for itself, so that it is lowered once for all layers.
+@jax.jit
 def attend(
   qu_HBTC: jax.Array,
   qv_HBTC: jax.Array,

@@ -46,6 +46,13 @@ def save_torch(path: str | os.PathLike, value: Any) -> None:
     archive.writestr(f'{root}/version', b'3\n')
 
 
+def save_pickle(path: str | os.PathLike, value: Any) -> None:
+  """Writes plain objects as a plain pickle; see `save_torch`."""
+  pickler = _Pickler()
+  pickler.write(value)
+  pathlib.Path(path).write_bytes(pickler.finished())
+
+
 class _Pickler:
   """Instructions of pickle's protocol 2.
 

@@ -47,8 +47,10 @@ CLASSES = {
   'vocabulary': _VOCABULARY,
   'utils.vocabulary': _VOCABULARY,
   'mem_transformer': _LAYERS,
+  'proj_adaptive_softmax': _SOFTMAX,
   'utils.proj_adaptive_softmax': _SOFTMAX,
   'utils.adaptive_softmax': 'AdaptiveLogSoftmax',
+  'log_uniform_sampler': 'LogUniformSampler',
   'utils.log_uniform_sampler': 'LogUniformSampler',
   'utils.data_parallel': 'BalancedDataParallel',
   # What Hugging Face's tokenizer carries along.

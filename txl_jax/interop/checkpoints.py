@@ -6,15 +6,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
 from txl_jax.errors import InputError
 from txl_jax.interop import hugging_face, nvidia, official, pretrained
 from txl_jax.interop import tensorflow_files as tensorflow
-from txl_jax.interop.imported import Imported, with_fields
+from txl_jax.interop.imported import Imported, refitted
+from txl_jax.interop.safe_files import load_safe
 from txl_jax.interop.torch_files import load_torch
 from txl_jax.interop.vocabularies import find_vocabulary, read_vocabulary
+from txl_jax.model.memory import Memory
 
 # Files of a folder, the first found is read.
 FILES = (nvidia.BEST, nvidia.LAST, official.MODEL)
+# Of an export, beside the model.
+RUN = 'run.safetensors'
 FORMATS = ('export', 'official', 'nvidia', 'hugging_face')
 
 
@@ -62,6 +70,7 @@ def write_checkpoint(
   config, params, vocabulary = found.config, found.params, found.vocabulary
   if form == 'export':
     pretrained.save_pretrained(folder, config, params, vocabulary)
+    _write_run(folder / RUN, found)
   elif form == 'official':
     official.write_official(folder, config, params)
   elif form == 'nvidia':
@@ -95,7 +104,33 @@ def _read(path: pathlib.Path, given: dict[str, Any]) -> Imported:
 
 def _export(folder: pathlib.Path, given: dict[str, Any]) -> Imported:
   config, params, vocabulary = pretrained.load_pretrained(folder)
-  return Imported('export', with_fields(config, given), params, vocabulary)
+  config = refitted(config, params, given)
+  more = _read_run(folder / RUN)
+  return Imported('export', config, params, vocabulary, *more)
+
+
+def _write_run(path: pathlib.Path, found: Imported) -> None:
+  """Memory and step of the training run, where the checkpoint had them."""
+  arrays = {}
+  if found.step is not None:
+    arrays['step'] = np.array(found.step, np.int64)
+  if found.memory is not None:
+    fields = dataclasses.asdict(found.memory)
+    arrays |= {f'memory.{n}': np.asarray(a) for n, a in fields.items()}
+  if arrays:
+    safetensors.numpy.save_file(arrays, path)
+
+
+def _read_run(path: pathlib.Path) -> tuple[Memory | None, int | None]:
+  if not path.is_file():
+    return None, None
+  arrays = {name: np.asarray(a) for name, a in load_safe(path).items()}
+  step = arrays.pop('step', None)
+  fields = {
+    n.removeprefix('memory.'): jnp.asarray(a) for n, a in arrays.items()
+  }
+  memory = Memory(**fields) if fields else None
+  return memory, None if step is None else int(step)
 
 
 def _file(folder: pathlib.Path) -> pathlib.Path:

@@ -6,9 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from txl_jax.config import ModelConfig
 from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
+from txl_jax.model.functional import init_params
 from txl_jax.model.memory import Memory
 
 
@@ -36,6 +40,22 @@ class Imported:
 def with_fields(config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
   """The configuration with the fields that the user sets."""
   return dataclasses.replace(config, **given)
+
+
+def refitted(
+  config: ModelConfig, params: dict, given: Mapping[str, Any]
+) -> ModelConfig:
+  """The configuration of known parameters, with the fields of the user.
+
+  Raises:
+    InputError: if the parameters are not those of such a model.
+  """
+  changed = with_fields(config, given)
+  shapes = jax.eval_shape(lambda: init_params(changed, jax.random.key(0)))
+  if jax.tree.map(np.shape, params) != jax.tree.map(lambda x: x.shape, shapes):
+    fields = ', '.join(f'config.model.{name}={v}' for name, v in given.items())
+    raise InputError(f'the parameters are not those of a model with {fields}')
+  return changed
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -87,7 +87,7 @@ def write_nvidia(
       f'config.model.position_encoding is {config.position_encoding!r}, this '
       "format can say only 'relative'"
     )
-  options = options_of(config, EXTRA)
+  options = {**options_of(config, EXTRA), 'dtype': None}
   arrays = write_arrays(_entries(config), params)
   arrays[state_dict.FREQUENCIES] = state_dict.frequencies(config)
   checkpoint = {

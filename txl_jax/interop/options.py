@@ -264,7 +264,7 @@ def options_of(
     raise InputError('config.model.clamp_length is 0, which no format can say')
   clamp = config.clamp_length or -1
   shaw = config.position_encoding == 'shaw' and clamp > 0
-  n_clusters = len(config.cutoffs) + 1
+  n_clusters, M = len(config.cutoffs) + 1, config.memory_length
   return {
     'n_token': config.vocab_size,
     'n_layer': config.n_layers,
@@ -279,9 +279,10 @@ def options_of(
     'div_val': config.div_val,
     'tie_projs': list(config.tie_projections or [False] * n_clusters),
     'pre_lnorm': config.pre_norm,
-    'tgt_len': config.n_positions,
+    # It shapes only the tables of the other encodings.
+    'tgt_len': (config.n_positions or M + max(M, 1)) - M,
     'ext_len': 0,
-    'mem_len': config.memory_length,
+    'mem_len': M,
     'cutoffs': list(config.cutoffs),
     'same_length': config.attention_span is not None,
     'attn_type': ENCODINGS.index(config.position_encoding),

@@ -12,9 +12,8 @@ from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.interop.imported import read_json
 from txl_jax.interop.pretrained import load_pretrained
-from txl_jax.model.functional import project_memory
+from txl_jax.model.functional import project_memory, score
 from txl_jax.model.memory import init_memory
-from txl_jax.model.segments import score_segments
 
 NAME = 'verification.json'
 SEGMENTS, LENGTH = 4, 16
@@ -87,14 +86,14 @@ def check_export(directory: str | os.PathLike) -> float:
 def _score(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
   """Losses [S * T] with the memory carried, in full float32."""
   config = dataclasses.replace(config, dtype='float32')
-  shape = (SEGMENTS, 1, LENGTH)
+  losses = []
   with jax.default_matmul_precision('highest'):
     memory = project_memory(config, params, init_memory(config, 1))
-    nll_SBT, _ = score_segments(
-      config,
-      params,
-      tokens[:-1].reshape(shape),
-      tokens[1:].reshape(shape),
-      memory,
-    )
-  return np.asarray(nll_SBT, np.float64).reshape(-1)
+    # One by one: a scan over segments would hold a copy of the parameters.
+    for i in range(0, SEGMENTS * LENGTH, LENGTH):
+      window = tokens[None, i : i + LENGTH + 1]
+      nll_BT, memory = score(
+        config, params, window[:, :-1], window[:, 1:], memory
+      )
+      losses.append(np.asarray(nll_BT, np.float64)[0])
+  return np.concatenate(losses)

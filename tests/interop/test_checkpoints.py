@@ -5,6 +5,7 @@ themselves (make_checkpoint_fixtures.py), which also computed the losses.
 """
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 import txl_jax
 from txl_jax.errors import InputError
 from txl_jax.interop.checkpoints import read_checkpoint, write_checkpoint
+from txl_jax.interop.imported import Imported
 from txl_jax.interop.safe_files import load_safe
 from txl_jax.interop.torch_files import Tensor, load_torch
 
@@ -114,3 +116,71 @@ def test_round_trips_are_equal_tensor_by_tensor(tmp_path, name):
   assert not tied or first.form == 'hugging_face'
   for array_name, array in after.items():
     np.testing.assert_array_equal(before[array_name], array, array_name)
+
+
+SMALL = dict(
+  vocab_size=30,
+  n_layers=2,
+  n_heads=2,
+  d_model=8,
+  d_head=4,
+  d_ff=12,
+  memory_length=6,
+)
+ABSOLUTE = dict(memory_length=0, n_positions=5)
+
+
+@pytest.mark.parametrize('form', ['official', 'nvidia', 'hugging_face'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    dict(cutoffs=(10, 20), d_embed=6),
+    dict(cutoffs=(10, 20), d_embed=6, tie_projections=(False, True, True)),
+    dict(cutoffs=(5,), div_val=3, d_embed=9, tie_weights=False),
+    dict(pre_norm=True, clamp_length=3, d_embed=4, tie_projections=(True,)),
+    dict(position_encoding='shaw', n_positions=9, clamp_length=4),
+    dict(position_encoding='sinusoid', **ABSOLUTE),
+    dict(position_encoding='learned', **ABSOLUTE),
+  ],
+  ids=str,
+)
+def test_our_models_come_back_from_every_format(tmp_path, changes, form):
+  """Ours, theirs, ours; with spans as long as the format's."""
+  values = {**SMALL, **changes, 'attention_dropout': 0.2}
+  if values['memory_length']:
+    values['attention_span'] = 6 + (form == 'nvidia')
+  if form == 'hugging_face':
+    values |= {'memory_start': 'zeros', 'untie_biases': True}
+    values |= {'layer_norm_epsilon': 1e-12}
+  config = txl_jax.ModelConfig(**values)
+  params = txl_jax.init_params(config, jax.random.key(0))
+  first = Imported(form, config, params)
+  if form != 'official' and 'position_encoding' in changes:
+    with pytest.raises(InputError, match='position_encoding is'):
+      write_checkpoint(form, tmp_path, first)
+    return
+  write_checkpoint(form, tmp_path, first)
+  again = read_checkpoint(tmp_path)
+  expected = dataclasses.replace(config, d_embed=config.embed_width)
+  _same(dataclasses.replace(first, config=expected), again)
+
+
+def test_golden_models_come_back(golden_dir, tmp_path):
+  """Official, ours, official, for every model of the paper's own code."""
+  for path in sorted(golden_dir.glob('*.npz')):
+    stored = np.load(path)
+    arrays = {
+      name.removeprefix('param/'): stored[name].astype(np.float32)
+      for name in stored.files
+      if name.startswith('param/')
+    }
+    options = json.loads(str(stored['config']))
+    config, params = txl_jax.from_official(arrays, options)
+    folder, model = tmp_path / path.stem, Imported('', config, params)
+    write_checkpoint('official', folder, model)
+    written = _arrays(folder)
+    assert written.keys() >= arrays.keys()
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(written[name], array, name)
+    _same(model, read_checkpoint(folder))

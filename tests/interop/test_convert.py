@@ -10,6 +10,8 @@ import safetensors.numpy
 
 import txl_jax
 from txl_jax.cli import main
+from txl_jax.commands import convert
+from txl_jax.interop import checkpoints
 from txl_jax.interop.checkpoints import read_checkpoint
 from txl_jax.interop.imported import Imported
 
@@ -57,6 +59,10 @@ def test_a_damaged_verification_is_named(export, tmp_path, capsys, text):
   (folder / 'verification.json').write_text(text)
   assert main(['convert', f'--check={folder}']) == 2
   assert 'verification.json' in capsys.readouterr().err
+
+
+def test_every_format_is_offered():
+  assert convert.FORMATS == checkpoints.FORMATS
 
 
 def test_from_one_implementation_to_another(tmp_path):

@@ -33,7 +33,10 @@ def entries(config: ModelConfig) -> list[Entry]:
 def frequencies(config: ModelConfig) -> np.ndarray:
   """The buffer of every sinusoidal model: it follows from the width."""
   D = config.d_model
-  return (1 / 10000 ** (np.arange(0, D, 2) / D)).astype(np.float32)
+  exponents = (np.arange(0, D, 2) / D).astype(np.float32)
+  # Rounded after every step, as there.
+  powers = (10000 ** exponents.astype(np.float64)).astype(np.float32)
+  return np.float32(1) / powers
 
 
 def _biases(config: ModelConfig) -> Iterator[Entry]:

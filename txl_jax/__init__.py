@@ -4,6 +4,9 @@ from importlib.metadata import version as _version
 
 from txl_jax.config import ModelConfig as ModelConfig
 from txl_jax.generation.decode import generate as generate
+from txl_jax.generation.decode import (
+  generate_with_log_probs as generate_with_log_probs,
+)
 from txl_jax.interop.official import from_official as from_official
 from txl_jax.interop.pretrained import load_pretrained as load_pretrained
 from txl_jax.interop.pretrained import save_pretrained as save_pretrained

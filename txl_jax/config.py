@@ -50,7 +50,7 @@ class ModelConfig:
   # The paper's encoding on its way through ops/relative_attention.py.
   attention_implementation: Literal['auto', 'reference', 'xla'] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass
-  unroll: int = 1  # layers per iteration of the scan over them
+  unroll: int | None = None  # layers per loop; None = GPU: all, others: 1
 
   def __post_init__(self):
     # Lists would not be hashable.
@@ -166,12 +166,14 @@ class SampleConfig:
   temperature: float = 0.8  # 0 = always the most likely token
   top_k: int | None = None
   top_p: float | None = 0.95
+  min_p: float | None = None
 
   def __post_init__(self):
     at_least(self, 1, 'length top_k')
     at_least(self, 0, 'temperature')
-    inside = self.top_p is None or 0 < self.top_p <= 1
-    require(inside, self, 'top_p', 'in (0, 1]')
+    for name in ('top_p', 'min_p'):
+      share = getattr(self, name)
+      require(share is None or 0 < share <= 1, self, name, 'in (0, 1]')
 
 
 def _default(cls: type) -> Any:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from txl_jax.benchmark import measure
+from txl_jax.benchmark import inference, measure
 from txl_jax.benchmark.ceiling import matrix_product_flops
 from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.benchmark.training import memory_errors
@@ -136,7 +136,13 @@ def test_commands_of_the_page_are_understood(command, monkeypatch, capsys):
     seen.extend(configs)
     return [{'steps': steps} for _ in configs]
 
+  def note_one(config: Config, *sizes: int, **_: object) -> dict:
+    seen.append(config)
+    return {'steps': sizes[-1]}
+
   monkeypatch.setattr(measure, 'measure_training', note)
+  for name in ('measure_evaluation', 'measure_generation'):
+    monkeypatch.setattr(inference, name, note_one)
   monkeypatch.chdir(ROOT)
   program, *arguments = shlex.split(command)
   assert (program, main(arguments)) == ('txl', 0)
@@ -146,7 +152,8 @@ def test_commands_of_the_page_are_understood(command, monkeypatch, capsys):
     assert config.model.dtype == 'bfloat16'
     # What the other implementations were measured with.
     assert (config.optimizer.name, config.optimizer.clip_norm) == ('adam', 0.25)
-    assert config.model.memory_length == config.train.segment_length
+    if arguments[1] == 'train':
+      assert config.model.memory_length == config.train.segment_length
 
 
 def test_too_little_memory_is_one_sentence():

@@ -74,6 +74,7 @@ planes {
     (f'{STACK}/attention/jit(softmax)/exp', 'attention'),
     (f'transpose({STACK})/feed_forward/Dropout_0/mul', 'feed_forward'),
     ('jit(train_step)/transpose(jvp(softmax))/dot_general', 'softmax'),
+    ('jit(block)/while/body/TransformerXL/softmax.log_probs/exp', 'softmax'),
     ('jit(train_step)/optimizer/add;jit(train_step)', 'optimizer'),
     (f'{STACK}/attention_norm/mul', 'rest'),
     (f'{STACK}/Dropout_0/jit(_bernoulli)/lt', 'rest'),

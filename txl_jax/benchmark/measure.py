@@ -4,15 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 from jax.sharding import Mesh
 
-from txl_jax.benchmark.breakdown import breakdown as breakdown_of
+from txl_jax.benchmark import lines
 from txl_jax.benchmark.ceiling import matrix_product_flops
 from txl_jax.benchmark.training import Subject, time_steps
 from txl_jax.config import Config, ModelConfig
 from txl_jax.model.operations import training_operations_per_token
-from txl_jax.parallel import chips
 from txl_jax.parallel.mesh import make_mesh
 
 Say = Callable[[str], None]
@@ -42,21 +40,22 @@ def measure_training(
   say(f'measuring {steps} steps')
   seconds = time_steps(subjects, steps)
   # The allocator knows one peak for the whole process.
-  peak = _peak_memory(mesh) if len(configs) == 1 else None
+  peak = lines.peak_memory(mesh) if len(configs) == 1 else None
   ceiling = matrix_product_flops(mesh.devices.flat[0])
   for subject, taken in zip(subjects, seconds):
     line = {
       **_sizes(subject),
-      **_times(taken),
+      **lines.times(taken),
       **_speeds(subject, taken, mesh, ceiling),
       'ratio': statistics.median(seconds[0]) / statistics.median(taken),
     }
-    line = {name: _rounded(value) for name, value in line.items()}
+    line = lines.rounded(line)
     line['peak_memory_bytes'] = peak
     line['step_memory_bytes'] = subject.step_memory()
-    line |= _machine(mesh)
+    line |= lines.machine(mesh)
     if breakdown:
-      line['breakdown'] = _breakdown(subject, say)
+      name = implementation(subject.config.model)
+      line['breakdown'] = lines.time_by_part(subject, name, say)
     yield line
 
 
@@ -86,15 +85,6 @@ def _sizes(subject: Subject) -> dict:
   }
 
 
-def _times(seconds: list[float]) -> dict:
-  return {
-    'steps': len(seconds),
-    'milliseconds': 1e3 * statistics.median(seconds),
-    'milliseconds_fastest': 1e3 * min(seconds),
-    'milliseconds_slowest': 1e3 * max(seconds),
-  }
-
-
 def _speeds(
   subject: Subject, seconds: list[float], mesh: Mesh, ceiling: float
 ) -> dict:
@@ -113,38 +103,7 @@ def _speeds(
     batch_size=train.batch_size,
     segment_length=train.segment_length,
   )
-  chip = chips.published(mesh.devices.flat[0].device_kind)
   return {
     'tokens_per_second': tokens_per_second,
-    'model_tflops': flops / 1e12,
-    'matrix_product_tflops': ceiling / 1e12,
-    'utilisation': flops / (ceiling * mesh.size),
-    'utilisation_of_peak': chip and flops / (chip.flops * mesh.size),
+    **lines.utilisation(flops, mesh, ceiling),
   }
-
-
-def _machine(mesh: Mesh) -> dict:
-  return {
-    'devices': mesh.size,
-    'device_kind': mesh.devices.flat[0].device_kind,
-    'jax': jax.__version__,
-  }
-
-
-def _peak_memory(mesh: Mesh) -> int | None:
-  """Bytes of the fullest device at its fullest; None where nobody counts."""
-  stats = [device.memory_stats() or {} for device in mesh.devices.flat]
-  return max(found.get('peak_bytes_in_use', 0) for found in stats) or None
-
-
-def _breakdown(subject: Subject, say: Say) -> dict[str, float]:
-  shares = breakdown_of(lambda: subject.run(3), subject.compiled.as_text())
-  say(f'{implementation(subject.config.model)}: time by part')
-  for part, share in shares.items():
-    say(f'  {part:<13}{share:7.1%}')
-  return shares
-
-
-def _rounded(value: object) -> object:
-  """Five digits: more would be noise."""
-  return float(f'{value:.5g}') if isinstance(value, float) else value

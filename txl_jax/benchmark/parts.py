@@ -23,7 +23,7 @@ def part_of(scopes: str) -> str:
   The feed-forward's norm or the attention's are in `rest`, as all that is in no
   part.
   """
-  names = re.split(r'[/();]', scopes)
+  names = re.split(r'[/();.]', scopes)
   return next((name for name in names if name in PARTS), REST)
 
 

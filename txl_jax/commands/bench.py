@@ -1,15 +1,17 @@
-"""`txl bench train`: its arguments, and the lines it prints.
+"""`txl bench train|eval|generate`: their arguments, and the lines they print.
 
-JSON goes to the standard output, one object for each implementation measured;
-what a person watches goes to the standard error.
+JSON goes to the standard output, an object a line; what a person watches goes
+to the standard error.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 from txl_jax.commands.arguments import (
   Commands,
+  Run,
   add_command,
   add_config,
   fields_help,
@@ -18,7 +20,7 @@ from txl_jax.commands.arguments import (
 from txl_jax.config import Config
 from txl_jax.errors import InputError
 
-EXAMPLES = """examples:
+TRAIN = """examples:
   txl bench train --config=experiments/enwik8_base.py \\
     --config.model.dtype=bfloat16
   txl bench train --config=experiments/wt103_large.py --batch=16 --breakdown \\
@@ -29,56 +31,160 @@ No text is needed: ids are random, as frequent as words are. --compare sets
 config.model.attention_implementation, once for each name. The fields that are
 printed are explained in docs/performance.md.
 """
+EVAL = """examples:
+  txl bench eval --config=experiments/enwik8_large.py --batch=16 \\
+    --config.model.dtype=bfloat16
+  txl bench eval --config=experiments/wt103_large.py --batch=1 --memory=1600
+
+No text and no training is needed: ids and weights are random. The memory is
+full before the clock starts. The fields that are printed are explained in
+docs/performance.md.
+"""
+GENERATE = """examples:
+  txl bench generate --config=experiments/enwik8_base.py --batch=64 \\
+    --config.model.dtype=bfloat16
+  txl bench generate --config=experiments/wt103_large.py --memory=1600 \\
+    --config.sample.temperature=1 --config.sample.top_p=None
+
+No text and no training is needed: prompts and weights are random. The memory is
+full before the clock starts; tokens are drawn as config.sample says. One device
+is used. The fields that are printed are explained in docs/performance.md.
+"""
 
 
 def add_bench(commands: Commands) -> None:
   """Declares `txl bench`."""
-  parser = add_command(
-    commands,
-    'bench',
-    run,
-    'Measure the speed of training; prints JSON.',
-    description='Measure the speed of training; prints a JSON object a line.',
-    epilog=f'{EXAMPLES}\n{fields_help()}',
+  text = 'Measure the speed of training, evaluation, generation; prints JSON.'
+  parser = commands.add_parser(
+    'bench', help=text, description=text, allow_abbrev=False
   )
-  add = parser.add_argument
-  add('what', choices=('train',), help='what is measured: a training step')
-  add_config(parser)
-  add('--batch', type=int, help="rows (default: the experiment's)")
+  kinds = parser.add_subparsers(
+    title='what is measured', metavar='WHAT', required=True
+  )
+  add = _add_kind(kinds, 'train', bench_train, 'a training step', TRAIN)
   add('--steps', type=int, default=20, help='to measure (default 20)')
+  add('--batch', type=int, help="rows (default: the experiment's)")
   add('--compare', metavar='A,B', help='attention implementations, in turns')
+  add = _add_kind(kinds, 'eval', bench_eval, 'evaluation', EVAL)
+  add('--steps', type=int, default=20, help='of some segments (default 20)')
+  add('--batch', type=int, help='rows (default: config.eval.batch_size)')
+  add('--segment', type=int, help='default: config.eval.segment_length')
+  add('--memory', type=int, help='default: config.eval.memory_length')
+  add = _add_kind(kinds, 'generate', bench_generate, 'generation', GENERATE)
+  add('--steps', type=int, default=20, help='blocks of tokens (default 20)')
+  add('--batch', type=int, default=1, help='texts at once (default 1)')
+  add('--memory', type=int, help='default: config.eval.memory_length')
+
+
+def _add_kind(
+  kinds: Commands, name: str, run: Run, what: str, examples: str
+) -> Callable[..., argparse.Action]:
+  """Declares what is measured; returns what adds further options."""
+  parser = add_command(
+    kinds,
+    name,
+    run,
+    f'Measure the speed of {what}.',
+    description=f'Measure the speed of {what}; prints JSON.',
+    epilog=f'{examples}\n{fields_help()}',
+  )
+  add_config(parser)
+  add = parser.add_argument
   add('--breakdown', action='store_true', help='time by part of the model')
+  return add
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
-  """Measures and prints.
+def bench_train(arguments: argparse.Namespace, rest: list[str]) -> int:
+  """Measures training steps.
 
   Raises:
     InputError: for what cannot be measured.
   """
-  if arguments.steps < 1:
-    raise InputError(f'--steps must be at least 1, found {arguments.steps}')
-  configs = _configs(arguments, rest)
+  _check(arguments, 'steps')
+  rest = _with_fields(rest, {'train.batch_size': arguments.batch})
+  variants = [[]]
+  if arguments.compare is not None:
+    field = '--config.model.attention_implementation'
+    variants = [[f'{field}={name}'] for name in arguments.compare.split(',')]
+  configs = [
+    read_config(arguments.config, [*rest, *variant]) for variant in variants
+  ]
   from txl_jax.benchmark.measure import measure_training
 
   for line in measure_training(
     configs, arguments.steps, breakdown=arguments.breakdown, say=_say
   ):
-    print(json.dumps({'config': arguments.config, **line}), flush=True)
+    _print(arguments, line)
   return 0
 
 
-def _configs(arguments: argparse.Namespace, rest: list[str]) -> list[Config]:
-  """One configuration for each implementation that is compared."""
-  if arguments.batch is not None:
-    rest = [*rest, f'--config.train.batch_size={arguments.batch}']
-  variants = [[]]
-  if arguments.compare is not None:
-    field = '--config.model.attention_implementation'
-    variants = [[f'{field}={name}'] for name in arguments.compare.split(',')]
-  return [
-    read_config(arguments.config, [*rest, *variant]) for variant in variants
-  ]
+def bench_eval(arguments: argparse.Namespace, rest: list[str]) -> int:
+  """Measures evaluation.
+
+  Raises:
+    InputError: for what cannot be measured.
+  """
+  _check(arguments, 'steps')
+  config = _inference_config(
+    arguments,
+    rest,
+    {
+      'eval.batch_size': arguments.batch,
+      'eval.segment_length': arguments.segment,
+    },
+  )
+  from txl_jax.benchmark.inference import measure_evaluation
+
+  line = measure_evaluation(
+    config, arguments.steps, breakdown=arguments.breakdown, say=_say
+  )
+  _print(arguments, line)
+  return 0
+
+
+def bench_generate(arguments: argparse.Namespace, rest: list[str]) -> int:
+  """Measures generation.
+
+  Raises:
+    InputError: for what cannot be measured.
+  """
+  _check(arguments, 'steps', 'batch')
+  config = _inference_config(arguments, rest, {})
+  from txl_jax.benchmark.inference import measure_generation
+
+  line = measure_generation(
+    config,
+    arguments.batch,
+    arguments.steps,
+    breakdown=arguments.breakdown,
+    say=_say,
+  )
+  _print(arguments, line)
+  return 0
+
+
+def _check(arguments: argparse.Namespace, *names: str) -> None:
+  for name in names:
+    if getattr(arguments, name) < 1:
+      found = getattr(arguments, name)
+      raise InputError(f'--{name} must be at least 1, found {found}')
+
+
+def _inference_config(
+  arguments: argparse.Namespace, rest: list[str], fields: dict
+) -> Config:
+  fields = {**fields, 'eval.memory_length': arguments.memory}
+  return read_config(arguments.config, _with_fields(rest, fields))
+
+
+def _with_fields(rest: list[str], fields: dict) -> list[str]:
+  """The arguments, and those fields of the configuration that are given."""
+  given = {name: value for name, value in fields.items() if value is not None}
+  return [*rest, *(f'--config.{name}={v}' for name, v in given.items())]
+
+
+def _print(arguments: argparse.Namespace, line: dict) -> None:
+  print(json.dumps({'config': arguments.config, **line}), flush=True)
 
 
 def _say(line: str) -> None:

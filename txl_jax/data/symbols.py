@@ -89,7 +89,7 @@ class SymbolVocabulary:
 
   def decode(self, ids: Any) -> str:
     """The text of ids; boundaries vanish, stray bytes become U+FFFD."""
-    ids = np.asarray(ids)
+    ids = np.asarray(ids, np.int64)
     symbols = self.symbols[ids[ids < len(self.symbols)]]
     if self.unit == 'byte':
       return symbols.astype(np.uint8).tobytes().decode(errors='replace')

@@ -1,17 +1,43 @@
 """Decoding: a prompt, then token after token, with memory."""
 
 import functools
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
-from txl_jax.generation.sampling import check_options, sample
-from txl_jax.model.functional import check_tokens
+from txl_jax.generation.caches import remembered
+from txl_jax.generation.loop import Rules, advance, begin, row_keys
+from txl_jax.generation.prompts import check_prompt
+from txl_jax.generation.sampling import Sampling
+from txl_jax.model.cache import compute_copy
 from txl_jax.model.memory import AnyMemory
-from txl_jax.model.transformer import TransformerXL
+
+# Steps between two compactions of the cache, at most: each reads up to so many
+# positions too many, and each compaction copies M.
+MOST_STEPS = 64
+
+
+@flax.struct.dataclass
+class Generated:
+  """New text.
+
+  Attributes:
+    tokens_BL: int32; a row that has stopped repeats the token it stopped at.
+    lengths_B: int32, how many of them each row has, with that token.
+    logp_BL: log-probability of each under the model's own distribution
+      (temperature 1, no filters), natural log; 0 behind a row's end.
+    memory: of all tokens of each row but the last: a prompt that goes on begins
+      with that one.
+  """
+
+  tokens_BL: jax.Array
+  lengths_B: jax.Array
+  logp_BL: jax.Array
+  memory: Any
 
 
 def generate(
@@ -26,7 +52,9 @@ def generate(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
+  min_p: float | None = None,
   boundary: int | None = None,
+  stop: tuple[int, ...] = (),
 ) -> tuple[jax.Array, AnyMemory]:
   """Continues B prompts by `length` tokens each.
 
@@ -37,121 +65,141 @@ def generate(
     memory: of the text before; a `ProjectedMemory` makes decoding fast.
     length: tokens to generate, at least 1.
     key: typed PRNG key; row b draws with `fold_in(key, b)`, so its text does
-      not depend on the other rows.
+      not depend on the other rows. Or B keys, one for each row.
     prompt_lengths_B: int, tokens of each row that belong to its prompt; None =
-      all. A row shorter than T begins a document: it does not see the memory.
+      all. Each row is read as if it were alone.
     temperature: divides the log-probabilities; 0 takes the most likely token.
     top_k: draw from the k most likely tokens only.
     top_p: draw from the most likely tokens that together reach this share.
+    min_p: draw from tokens at least this share as likely as the most likely.
     boundary: the id that begins a document: nothing before it is seen.
+    stop: ids after which a row ends; the rest of the row repeats the id.
 
   Returns:
     The new tokens, int32 [B, length], and the memory, of the kind given, of all
-    tokens but the last: a prompt that goes on begins with that one.
+    tokens of each row but the last: a prompt that goes on begins with that one.
 
   Raises:
     InputError: for options out of range, or as `score`.
   """
-  _check_positions(config)
-  check_options(temperature, top_k, top_p)
-  check_tokens(config, prompt_BT, 'prompt_BT')
-  if length < 1 or prompt_BT.shape[1] < 1:
-    raise InputError(
-      f'length and prompt must have at least 1 token, found {length} and '
-      f'{prompt_BT.shape[1]}'
-    )
-  _check_lengths(prompt_lengths_B, prompt_BT)
-  return _generate(
+  result = generate_with_log_probs(
     config,
-    length,
-    (temperature, top_k, top_p),
-    boundary,
     params,
     prompt_BT,
     memory,
-    key,
-    prompt_lengths_B,
+    length=length,
+    key=key,
+    prompt_lengths_B=prompt_lengths_B,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    min_p=min_p,
+    boundary=boundary,
+    stop=stop,
   )
+  return result.tokens_BL, result.memory
 
 
-def _check_positions(config: ModelConfig) -> None:
-  if config.absolute_positions:
-    raise InputError(
-      f'a model with position_encoding {config.position_encoding!r} cannot '
-      'generate: token by token, all would have the last absolute position'
-    )
-
-
-def _check_lengths(lengths_B: jax.Array | None, prompt_BT: jax.Array) -> None:
-  if lengths_B is None or isinstance(lengths_B, jax.core.Tracer):
-    return
-  lengths_B, (n_rows, longest) = np.asarray(lengths_B), prompt_BT.shape
-  inside = (1 <= lengths_B) & (lengths_B <= longest)
-  if lengths_B.shape != (n_rows,) or not inside.all():
-    raise InputError(
-      f'prompt_lengths_B must be {n_rows} numbers from 1 to {longest}, found '
-      f'{lengths_B.tolist()}'
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(
+def generate_with_log_probs(
   config: ModelConfig,
-  length: int,
-  options: tuple[float, int | None, float | None],
-  boundary: int | None,
   params: dict,
   prompt_BT: jax.Array,
   memory: AnyMemory,
+  *,
+  length: int,
   key: jax.Array,
-  prompt_lengths_B: jax.Array | None,
-) -> tuple[jax.Array, AnyMemory]:
-  temperature, top_k, top_p = options
-  model, variables = TransformerXL(config), {'params': params}
-  n_rows = prompt_BT.shape[0]
-  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n_rows))
-
-  def read(
-    tokens_BT: jax.Array, starts_BT: jax.Array | None, memory: AnyMemory
-  ) -> tuple[jax.Array, AnyMemory]:
-    """Log-probabilities [B, V] of the token after the last."""
-    if boundary is not None:
-      begun_BT = tokens_BT == boundary
-      starts_BT = begun_BT if starts_BT is None else starts_BT | begun_BT
-    hidden_BTD, memory = model.apply(variables, tokens_BT, memory, starts_BT)
-    last_B1D = hidden_BTD[:, -1:]
-    return model.apply(variables, last_B1D, method='log_probs')[:, 0], memory
-
-  def draw(logp_BV: jax.Array, i: jax.Array) -> jax.Array:
-    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
-    return sample(
-      logp_BV, step_keys_B, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-
-  def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-    token_B, memory = carry
-    logp_BV, memory = read(token_B[:, None], None, memory)
-    token_B = draw(logp_BV, i)
-    return (token_B, memory), token_B
-
-  logp_BV, memory = read(*_right_align(prompt_BT, prompt_lengths_B), memory)
-  first_B = draw(logp_BV, 0)
-  (_, memory), rest_LB = jax.lax.scan(
-    step, (first_B, memory), jnp.arange(1, length)
+  prompt_lengths_B: jax.Array | None = None,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  min_p: float | None = None,
+  boundary: int | None = None,
+  stop: tuple[int, ...] = (),
+) -> Generated:
+  """As `generate`, with the length and the log-probabilities of each row."""
+  sampling = Sampling(temperature, top_k, top_p, min_p)
+  check_prompt(config, prompt_BT, prompt_lengths_B)
+  if length < 1:
+    raise InputError(f'length must be at least 1 token, found {length}')
+  rules, n_blocks = _plan(config, sampling, boundary, length)
+  result = _generate(
+    rules,
+    n_blocks,
+    params,
+    prompt_BT,
+    prompt_lengths_B,
+    memory,
+    key if key.ndim else row_keys(key, len(prompt_BT)),
+    stop_ids(config, stop),
+    length,
   )
-  return jnp.concatenate([first_B[None], rest_LB]).T, memory
+  return result.replace(
+    tokens_BL=result.tokens_BL[:, :length], logp_BL=result.logp_BL[:, :length]
+  )
 
 
-def _right_align(
-  prompt_BT: jax.Array, lengths_B: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-  """Prompts moved to the right end, and where the shorter ones start."""
-  if lengths_B is None:
-    return prompt_BT, None
-  longest = prompt_BT.shape[1]
-  padding_B1 = longest - jnp.asarray(lengths_B)[:, None]
-  column_T = jnp.arange(longest)
-  # Padding repeats the first token; the start mark hides it.
-  source_BT = jnp.maximum(column_T - padding_B1, 0)
-  starts_BT = (column_T == padding_B1) & (padding_B1 > 0)
-  return jnp.take_along_axis(prompt_BT, source_BT, axis=1), starts_BT
+def stop_ids(config: ModelConfig, stop: tuple[int, ...]) -> jax.Array:
+  """The ids that end a row, as an array; an InputError for unknown ones."""
+  for token in stop:
+    if not 0 <= token < config.vocab_size:
+      raise InputError(
+        f'stop has the token id {token}, outside the vocabulary of '
+        f'{config.vocab_size}'
+      )
+  return jnp.array(stop, jnp.int32)
+
+
+def _plan(
+  config: ModelConfig, sampling: Sampling, boundary: int | None, length: int
+) -> tuple[Rules, int]:
+  """The loop's rules, and how many blocks of steps it has room for.
+
+  Both are rounded up, so that most other lengths need no other program.
+  """
+  n_blocks = -(-(length - 1) // MOST_STEPS)
+  steps = -(-(length - 1) // max(n_blocks, 1))
+  rules = Rules(config, sampling, boundary, 8 * -(-steps // 8))
+  return rules, n_blocks and 1 << (n_blocks - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+  rules: Rules,
+  n_blocks: int,
+  params: dict,
+  prompt_BT: jax.Array,
+  prompt_lengths_B: jax.Array | None,
+  memory: AnyMemory,
+  keys_B: jax.Array,
+  stop_X: jax.Array,
+  length: int,
+) -> Generated:
+  params = compute_copy(rules.config, params)
+  decoding, *first = begin(
+    *(rules, params, prompt_BT, prompt_lengths_B, memory),
+    *(keys_B, jnp.int32(0), stop_X, length),
+  )
+
+  def block(carry: tuple) -> tuple:
+    i, decoding, *written = carry
+    decoding, *new = advance(rules, params, decoding, stop_X, length)
+    written = (
+      jax.lax.dynamic_update_slice_in_dim(all_LB, new_LB, i, axis=0)
+      for all_LB, new_LB in zip(written, new)
+    )
+    return i + rules.steps, decoding, *written
+
+  room = [(0, n_blocks * rules.steps), (0, 0)]
+  written = (jnp.pad(x_B[None], room) for x_B in first)
+  carry = (1, decoding, *written)
+  if n_blocks:
+    carry = jax.lax.while_loop(lambda c: c[1].active_B.any(), block, carry)
+  _, decoding, tokens_LB, logp_LB = carry
+  # The loop has written nothing where all rows had ended.
+  inside_LB = jnp.arange(len(tokens_LB))[:, None] < decoding.length_B
+  return Generated(
+    jnp.where(inside_LB, tokens_LB, decoding.token_B).T,
+    decoding.length_B,
+    jnp.where(inside_LB, logp_LB, 0).T,
+    remembered(rules.config, decoding.cache),
+  )

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.model.drawing import Weights, draw, log_softmax, project
 from txl_jax.ops import shards
+from txl_jax.ops.alignment import aligned, pad, pad_last
 from txl_jax.ops.cross_entropy import cross_entropy, pad_vocabulary
 from txl_jax.ops.tail_cross_entropy import (
   Tail,
@@ -138,10 +140,7 @@ class AdaptiveSoftmax(nn.Module):
 
     Float32 or wider, in token order; NaN for ids outside the vocabulary.
     """
-    weights = tuple(
-      Tail(*pad_vocabulary(weight_VE, bias_V), projection_ED)
-      for weight_VE, bias_V, projection_ED in self._weights(embedding)
-    )
+    weights = tuple(map(_padded, self._weights(embedding)))
     losses = shards.per_row_shard(
       functools.partial(_losses, self.config), (0, 0, None), 0
     )
@@ -151,24 +150,23 @@ class AdaptiveSoftmax(nn.Module):
     self, hidden_BTD: jax.Array, embedding: list[Cluster]
   ) -> jax.Array:
     """Log-probabilities of the whole vocabulary [B, T, V]."""
-    head_BTV, *tails = self._log_softmaxes(hidden_BTD, embedding)
+    head_BTV, *tails = (
+      log_softmax(hidden_BTD, *weights) for weights in self._weights(embedding)
+    )
     (_, shortlist), *_ = cluster_bounds(self.config)
     parts = [head_BTV[..., :shortlist]]
     for i, tail_BTV in enumerate(tails):
       parts.append(head_BTV[..., shortlist + i, None] + tail_BTV)
     return jnp.concatenate(parts, axis=-1)
 
-  def _log_softmaxes(
-    self, hidden_BTD: jax.Array, embedding: list[Cluster]
-  ) -> list[jax.Array]:
-    """Log-softmax of the head, then of each tail."""
-    return [
-      _log_softmax(hidden_BTD, *weights) for weights in self._weights(embedding)
-    ]
+  def sample(
+    self, hidden_BD: jax.Array, keys_B: jax.Array, embedding: list[Cluster]
+  ) -> tuple[jax.Array, jax.Array]:
+    """Draws a token per row; returns it, int32, and its log-probability [B]."""
+    lows = [low for low, _ in cluster_bounds(self.config)]
+    return draw(hidden_BD, keys_B, self._weights(embedding), lows)
 
-  def _weights(
-    self, embedding: list[Cluster]
-  ) -> list[tuple[jax.Array, jax.Array, jax.Array | None]]:
+  def _weights(self, embedding: list[Cluster]) -> list[Weights]:
     """Weights, biases and projection of the head, then of each tail."""
     result = []
     for i, cluster in enumerate(self._clusters(embedding)):
@@ -192,6 +190,16 @@ class AdaptiveSoftmax(nn.Module):
       c if p is None else c._replace(projection_ED=p)
       for c, p in zip(embedding, self.projections)
     ]
+
+
+def _padded(weights: Weights) -> Tail:
+  """With a vocabulary and widths that matrix units like."""
+  weight_VE, bias_V, projection_ED = weights
+  E = aligned(weight_VE.shape[1])
+  if projection_ED is not None:
+    D = aligned(projection_ED.shape[1])
+    projection_ED = pad(projection_ED, (E, D))
+  return Tail(*pad_vocabulary(pad_last(weight_VE, E), bias_V), projection_ED)
 
 
 def _tables(module: nn.Module) -> list[jax.Array]:
@@ -229,6 +237,7 @@ def _losses(
 ) -> jax.Array:
   """Losses [B, T] of the targets, NaN for unknown ones."""
   hidden_XD = hidden_BTD.reshape(-1, config.d_model)
+  hidden_XD = pad_last(hidden_XD, aligned(config.d_model))
   known_BT = (0 <= targets_BT) & (targets_BT < config.vocab_size)
   targets_X = jnp.where(known_BT, targets_BT, 0).reshape(-1)
   head, *tails = weights
@@ -241,7 +250,7 @@ def _losses(
       cluster_X > 0, config.cutoffs[0] + cluster_X - 1, targets_X
     )
   nll_X = cross_entropy(
-    _project(hidden_XD, head.projection_ED),
+    project(hidden_XD, head.projection_ED),
     head.weight_VE,
     head.bias_V,
     column_X,
@@ -255,26 +264,3 @@ def _losses(
       rows, hidden_XD, tuple(tails), cluster_X, local_X
     )
   return jnp.where(known_BT, nll_X.reshape(known_BT.shape), jnp.nan)
-
-
-def _project(hidden: jax.Array, projection_ED: jax.Array | None) -> jax.Array:
-  if projection_ED is None:
-    return hidden
-  return jnp.einsum('...d,ed->...e', hidden, projection_ED.astype(hidden.dtype))
-
-
-def _log_softmax(
-  hidden_BTD: jax.Array,
-  weight_VE: jax.Array,
-  bias_V: jax.Array,
-  projection_ED: jax.Array | None,
-) -> jax.Array:
-  dtype = hidden_BTD.dtype
-  wide = jnp.promote_types(dtype, jnp.float32)
-  logits_BTV = jnp.einsum(
-    'bte,ve->btv',
-    _project(hidden_BTD, projection_ED),
-    weight_VE.astype(dtype),
-    preferred_element_type=wide,
-  )
-  return jax.nn.log_softmax(logits_BTV + bias_V.astype(wide))

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.functional import project_memory
+from txl_jax.model.layer import Layer
 from txl_jax.model.memory import AnyMemory, ProjectedMemory
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.model.transformer import Layer, TransformerXL, check_memory
+from txl_jax.model.transformer import TransformerXL, check_memory
+from txl_jax.ops.alignment import aligned
 from txl_jax.ops.cached_attention import Slots, heads_first, pad_table
-from txl_jax.ops.xla_attention import aligned
 
 
 @flax.struct.dataclass
@@ -163,13 +164,23 @@ def read_cached(
   return hidden_BTD, cache.replace(slots=tuple(filled), valid_B=valid_B)
 
 
-def compact(cache: AnyCache) -> AnyCache:
-  """The cache with all its room again."""
+def compact(cache: AnyCache, counted_B: jax.Array | None = None) -> AnyCache:
+  """The cache with all its room again.
+
+  Args:
+    cache: whose `valid_B` holds for each row's last token that counts.
+    counted_B: how many of the tokens read since it was last compacted count,
+      the first ones of each row; None = all. Projected memories count all.
+  """
   if not isinstance(cache, Cache):
     return cache
 
   def to_front(slots_HBLC: jax.Array, end: jax.Array) -> jax.Array:
-    kept_HBMC = _last(slots_HBLC, end, cache.length)
+    kept_HBMC = (
+      _last(slots_HBLC, end, cache.length)
+      if counted_B is None
+      else _last_of_rows(slots_HBLC, cache.length + counted_B, cache.length)
+    )
     return slots_HBLC.at[:, :, : cache.length].set(kept_HBMC)
 
   return cache.replace(
@@ -204,3 +215,11 @@ def remembered(config: ModelConfig, cache: AnyCache) -> ProjectedMemory:
 def _last(slots_HBLC: jax.Array, end: jax.Array, length: int) -> jax.Array:
   """The last positions before `end` [H, B, length, C]."""
   return jax.lax.dynamic_slice_in_dim(slots_HBLC, end - length, length, axis=2)
+
+
+def _last_of_rows(
+  slots_HBLC: jax.Array, end_B: jax.Array, length: int
+) -> jax.Array:
+  """The same, where each row has an end of its own."""
+  place_BM = (end_B - length)[:, None] + jnp.arange(length)
+  return jnp.take_along_axis(slots_HBLC, place_BM[None, :, :, None], axis=2)

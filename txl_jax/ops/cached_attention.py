@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from txl_jax.ops.xla_attention import ALIGNMENT, aligned
+from txl_jax.ops.alignment import ALIGNMENT, aligned
 
 
 class Slots(NamedTuple):

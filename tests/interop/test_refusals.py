@@ -107,7 +107,8 @@ def test_what_a_format_cannot_say_is_not_written(tmp_path, form, message):
   [
     ({'model_state': {}}, 'lacks model_config'),
     ({'model_state': 3, 'model_config': {}}, 'no checkpoint of the form'),
-    ({'crit.out_layers.0.bias': 3}, 'lack layers.0.pos_ff.CoreNet.0.weight'),
+    ({'word_emb.emb_layers.0.weight': 3}, 'lack layers.0.pos_ff.CoreNet.0'),
+    ({'transformer.word_emb.emb_layers.0.weight': 3}, 'of a known'),
     ([1, 2], 'no Transformer-XL of a known'),
   ],
 )
@@ -115,6 +116,24 @@ def test_files_of_another_form(tmp_path, value, message):
   save_torch(tmp_path / 'model.pt', value)
   with pytest.raises(InputError, match=message):
     read_checkpoint(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').touch()
+  imported = read_checkpoint(FOLDER / 'official')
+  with pytest.raises(InputError, match='cannot write .*file/folder'):
+    write_checkpoint('official', tmp_path / 'file' / 'folder', imported)
+
+
+def test_sizes_of_the_options_are_not_made_before_they_are_checked(tmp_path):
+  shutil.copytree(FOLDER / 'nvidia', tmp_path / 'model')
+  path = tmp_path / 'model' / 'checkpoint_best.pt'
+  loaded = load_torch(path)
+  arrays = {n: np.asarray(a) for n, a in loaded['model_state'].items()}
+  options = {**loaded['model_config'], 'd_inner': 2**50}
+  save_torch(path, {'model_config': options, 'model_state': arrays})
+  with pytest.raises(InputError, match=f'must have shape .*{2**50}'):
+    read_checkpoint(path)
 
 
 def test_a_folder_without_a_model_and_no_folder(tmp_path):

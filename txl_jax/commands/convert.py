@@ -117,6 +117,8 @@ def _read(arguments: argparse.Namespace, rest: list[str]):
 
   given = model_fields(rest)
   if (pathlib.Path(arguments.source) / 'run.json').is_file():
+    if arguments.vocabulary is not None:
+      raise InputError('--vocabulary: a run of `txl train` has its own')
     from txl_jax.training.run import load_run
 
     run = load_run(arguments.source, say, None, arguments.checkpoint)

@@ -21,6 +21,8 @@ from txl_jax.model.memory import Memory
 
 # Files of a folder, the first found is read.
 FILES = (nvidia.BEST, nvidia.LAST, official.MODEL)
+# What comes of looking for things that are not there.
+NOT_THAT_FORM = (AttributeError, LookupError, TypeError, ValueError)
 # Of an export, beside the model.
 RUN = 'run.safetensors'
 FORMATS = ('export', 'official', 'nvidia', 'hugging_face')
@@ -50,7 +52,7 @@ def read_checkpoint(
     result = _read(path, given)
   except InputError as error:
     raise InputError(_once(path, str(error))) from error
-  except (AttributeError, IndexError, KeyError, TypeError) as error:
+  except (OSError, RecursionError, *NOT_THAT_FORM) as error:
     problem = f'{type(error).__name__}: {error}'
     raise InputError(
       f'{path} is no checkpoint of the form that its names suggest: {problem}'
@@ -66,7 +68,14 @@ def write_checkpoint(
   Raises:
     InputError: naming the field that the format cannot say.
   """
-  folder, found = pathlib.Path(directory), imported
+  folder = pathlib.Path(directory)
+  try:
+    _write(form, folder, imported)
+  except OSError as error:
+    raise InputError(f'cannot write {folder}: {error}') from error
+
+
+def _write(form: str, folder: pathlib.Path, found: Imported) -> None:
   config, params, vocabulary = found.config, found.params, found.vocabulary
   if form == 'export':
     pretrained.save_pretrained(folder, config, params, vocabulary)

@@ -96,29 +96,22 @@ def read_params(
       or different from the one it is tied to.
   """
   entries = {entry.name: entry for entry in entries}
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  flat = traverse_util.flatten_dict(shapes, sep='.')
-  ours = {path: np.empty(s.shape, np.float32) for path, s in flat.items()}
-  left = {*arrays} - {*ignored}
-  for name, entry in entries.items():
-    tied = [e.name for e in entries.values() if e.same_as == name]
-    names = [n for n in (name, *tied) if n in left]
-    if entry.same_as:
-      continue
-    if not names:
-      raise InputError(f'the arrays lack {name}')
-    _check_shapes(arrays, [entries[n] for n in names])
-    values = np.asarray(arrays[names[0]])
-    for path, part in zip(entry.paths, entry.to_ours(values)):
-      entry.place(ours, path)[...] = part
-    for other in names[1:]:
-      _check_tied(arrays, names[0], other)
-    left -= {*names}
+  names = _names(entries, arrays)
+  left = {*arrays} - {*ignored} - {n for same in names.values() for n in same}
   if left:
     raise InputError(
       f'the configuration leaves no place for the arrays '
       f'{", ".join(sorted(left))}'
     )
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  flat = traverse_util.flatten_dict(shapes, sep='.')
+  ours = {path: np.empty(s.shape, np.float32) for path, s in flat.items()}
+  for name, same in names.items():
+    entry, values = entries[name], np.asarray(arrays[same[0]])
+    for path, part in zip(entry.paths, entry.to_ours(values)):
+      entry.place(ours, path)[...] = part
+    for other in same[1:]:
+      _check_tied(arrays, same[0], other)
   # One after the other, since each may be copied.
   params = {path: jnp.asarray(ours.pop(path)) for path in list(ours)}
   return traverse_util.unflatten_dict(params, sep='.')
@@ -148,13 +141,25 @@ def are_tied(first: Any, second: Any) -> bool:
   )
 
 
-def _check_shapes(arrays: Mapping[str, Any], entries: list[Entry]) -> None:
-  for entry in entries:
-    found = tuple(arrays[entry.name].shape)
-    if found != entry.shape:
-      raise InputError(
-        f'{entry.name} must have shape {entry.shape}, found {found}'
-      )
+def _names(
+  entries: dict[str, Entry], arrays: Mapping[str, Any]
+) -> dict[str, list[str]]:
+  """For each entry that is no other name: the names found, shapes checked."""
+  result = {name: [name] for name, e in entries.items() if not e.same_as}
+  for name, entry in entries.items():
+    if entry.same_as:
+      result[entry.same_as].append(name)
+  for name, same in result.items():
+    same[:] = [n for n in same if n in arrays]
+    if not same:
+      raise InputError(f'the arrays lack {name}')
+    for n in same:
+      found = tuple(arrays[n].shape)
+      if found != entries[n].shape:
+        raise InputError(
+          f'{n} must have shape {entries[n].shape}, found {found}'
+        )
+  return result
 
 
 def _check_tied(arrays: Mapping[str, Any], name: str, other: str) -> None:

@@ -49,7 +49,7 @@ def is_official(loaded: Any) -> bool:
   """Whether a file of PyTorch holds the official model or its state dict."""
   if isinstance(loaded, StandIn):
     return _model(loaded) is not None
-  return isinstance(loaded, dict) and 'crit.out_layers.0.bias' in loaded
+  return isinstance(loaded, dict) and 'word_emb.emb_layers.0.weight' in loaded
 
 
 def read_official(

@@ -170,12 +170,12 @@ class AdaptiveSoftmax(nn.Module):
     """Weights, biases and projection of the head, then of each tail."""
     result = []
     for i, cluster in enumerate(self._clusters(embedding)):
-      weight_VE = cluster.table_VE
+      parts = (cluster.table_VE,)
       bias_V = self.bias[cluster.low : cluster.high]
       if i == 0 and self.config.cutoffs:
-        weight_VE = jnp.concatenate([weight_VE, self.cluster_weight])
+        parts = (cluster.table_VE, self.cluster_weight)
         bias_V = jnp.concatenate([bias_V, self.cluster_bias])
-      result.append((weight_VE, bias_V, cluster.projection_ED))
+      result.append((parts, bias_V, cluster.projection_ED))
     return result
 
   def _clusters(self, embedding: list[Cluster]) -> list[Cluster]:
@@ -194,7 +194,8 @@ class AdaptiveSoftmax(nn.Module):
 
 def _padded(weights: Weights) -> Tail:
   """With a vocabulary and widths that matrix units like."""
-  weight_VE, bias_V, projection_ED = weights
+  parts, bias_V, projection_ED = weights
+  weight_VE = jnp.concatenate(parts)
   E = aligned(weight_VE.shape[1])
   if projection_ED is not None:
     D = aligned(projection_ED.shape[1])

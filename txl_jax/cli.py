@@ -37,6 +37,7 @@ def _fail(message: object, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   from txl_jax.commands.bench import add_bench
+  from txl_jax.commands.convert import add_convert
   from txl_jax.commands.evaluate import add_eval
   from txl_jax.commands.generate import add_generate
   from txl_jax.commands.report import add_report
@@ -56,4 +57,5 @@ def _parser() -> argparse.ArgumentParser:
   add_generate(commands)
   add_report(commands)
   add_bench(commands)
+  add_convert(commands)
   return parser

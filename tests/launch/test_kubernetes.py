@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import yaml
-from runs import LAUNCH, ROOT, write_script
+from launching import LAUNCH, ROOT, write_script
 from schema import SCHEMA, problems
 
 from txl_jax.errors import InputError

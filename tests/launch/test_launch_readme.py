@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import LAUNCH, ROOT
+from launching import LAUNCH, ROOT
 
 from txl_jax.cli import _parser
 from txl_jax.commands.arguments import read_config

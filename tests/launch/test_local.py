@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from runs import LAUNCH, environment, losses, metrics, quickstart
+from launching import LAUNCH, environment, losses, metrics, quickstart
 
 LOCAL = str(LAUNCH / 'local.sh')
 

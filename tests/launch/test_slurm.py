@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from loopback import Slurm, unpack, wait_until
-from runs import (
+from launching import (
   LAUNCH,
   QUICKSTART,
   environment,
@@ -18,6 +17,7 @@ from runs import (
   quickstart,
   write_script,
 )
+from loopback import Slurm, unpack, wait_until
 
 SBATCH = str(LAUNCH / 'slurm.sbatch')
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import LAUNCH, QUICKSTART, ROOT, write_script
+from launching import LAUNCH, QUICKSTART, ROOT, write_script
 
 from txl_jax.conversion import from_config_dict, to_config_dict
 

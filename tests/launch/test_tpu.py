@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 from gcloud import COMMANDS, TABLE, flags_of
-from runs import LAUNCH, write_script
+from launching import LAUNCH, write_script
 
 TPU = str(LAUNCH / 'tpu.sh')
 WHERE = ['--zone=us-east5-b', '--project=mine']

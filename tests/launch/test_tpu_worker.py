@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from runs import LAUNCH, write_script
+from launching import LAUNCH, write_script
 
 TPU = str(LAUNCH / 'tpu.sh')
 

@@ -40,11 +40,12 @@ def _parser() -> argparse.ArgumentParser:
   from txl_jax.commands.evaluate import add_eval
   from txl_jax.commands.generate import add_generate
   from txl_jax.commands.report import add_report
+  from txl_jax.commands.score import add_score
   from txl_jax.commands.train import add_prepare, add_train
 
   parser = argparse.ArgumentParser(
     prog='txl',
-    description='Transformer-XL: train, evaluate, generate, report.',
+    description='Transformer-XL: train, evaluate, generate, examine, report.',
     allow_abbrev=False,
   )
   commands = parser.add_subparsers(
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
   add_prepare(commands)
   add_train(commands)
   add_eval(commands)
+  add_score(commands)
   add_generate(commands)
   add_report(commands)
   add_bench(commands)

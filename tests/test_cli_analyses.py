@@ -1,4 +1,4 @@
-"""`txl eval --losses` and `txl score`: each token's loss, in order."""
+"""The commands that examine models: losses in order, analyses, mistakes."""
 
 import io
 import json
@@ -140,6 +140,120 @@ def test_words_begin_after_a_line(tmp_path, capsys):
     capsys, tmp_path / 'text.txt', f'--model={tmp_path / "model"}'
   )
   assert total['tokens'] == 6  # as value <eos> as <unk> <eos>
+
+
+def _analysis(out: pathlib.Path, *names: str) -> dict:
+  """The JSON of an analysis, whose plots lie beside it, and nothing else."""
+  found = sorted(path.name for path in out.parent.iterdir())
+  pictures = [f'{out.name}{x}{y}' for x in names for y in ('.png', '.svg')]
+  assert found == sorted([*pictures, f'{out.name}.json'])
+  for name in pictures:
+    assert (out.parent / name).stat().st_size > 2000
+  return json.loads((out.parent / f'{out.name}.json').read_text())
+
+
+def test_sweep(work, tmp_path, capsys):
+  out = tmp_path / 'plots' / 'memory'
+  _run(
+    *(capsys, 'sweep', f'--workdir={work}', '--memory=8,0,4', '--limit=200'),
+    f'--out={out}',
+  )
+  facts = _analysis(out, '')
+  assert [line['memory_length'] for line in facts['lengths']] == [0, 4, 8]
+  assert facts['lengths'][2]['tokens'] == 199
+  assert facts['trained_with_memory_length'] == 8
+
+
+def test_attention(model, tmp_path, capsys):
+  text, out = tmp_path / 'text.txt', tmp_path / 'plots' / 'maps'
+  text.write_text('in and out of the memory ' * 4)
+  _run(
+    *(capsys, 'attention', f'--model={model}', f'--text={text}'),
+    *('--keys=20', '--queries=9', '--shown=12', f'--out={out}'),
+  )
+  arrays = np.load(out.with_name('maps.npz'))
+  out.with_name('maps.npz').unlink()
+  facts = _analysis(out, '-average', '-terms', '-example')
+  assert arrays['average_NHW'].shape == (1, 1, 20)
+  assert facts['tokens'] == 49 and len(facts['example']) == 20
+  share = arrays['average_NHW'][0, 0, :10].sum()
+  assert facts['share_of_the_last_10'][0][0] == pytest.approx(share, rel=1e-5)
+
+
+def test_effective_context(work, tmp_path, capsys):
+  out = tmp_path / 'plots' / 'recl'
+  _run(
+    *(capsys, 'recl', work, work, '--step=2', '--longest=6', '--batch=8'),
+    *('--positions=11', f'--out={out}'),
+  )
+  facts = _analysis(out, '')
+  assert (facts['contexts'], facts['positions']) == ([2, 4, 6], 11)
+  one, other = facts['losses']
+  assert one == other and len(one) == 3
+  assert [line['share'] for line in facts['results']] == [0.1, 0.5, 1.0]
+
+
+def test_fragmentation(work, tmp_path, capsys):
+  out = tmp_path / 'plots' / 'places'
+  _run(
+    *(capsys, 'fragmentation', work, '--segment=4', '--limit=300'),
+    *('--config.eval.memory_length=0', f'--out={out}'),
+  )
+  (line,) = _analysis(out, '')['models']
+  assert sum(line['count']) == 299 and len(line['loss']) == 4
+  assert line['settings']['memory_length'] == 0
+
+
+def test_speed(work, tmp_path, capsys):
+  out = tmp_path / 'plots' / 'speed'
+  _run(
+    *(capsys, 'speed', f'--config={work.parent / "experiment.py"}'),
+    *('--lengths=24,12', '--batch=8', '--steps=2', f'--out={out}'),
+    *('--config.eval.segment_length=4', '--config.model.vocab_size=50'),
+  )
+  facts = _analysis(out, '')
+  assert [line['attention_length'] for line in facts['lengths']] == [12, 24]
+  for line in facts['lengths']:
+    ratio = line['vanilla_milliseconds_per_token']
+    ratio /= line['milliseconds_per_token']
+    assert line['ratio'] == pytest.approx(ratio, rel=1e-3)
+    assert line['vanilla_parameters'] == line['parameters']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ('sweep --model=MODEL --out=x', 'expected --text=FILE too'),
+    (
+      'sweep --model=MODEL --out=x --memory=a',
+      "with commas between, found 'a'",
+    ),
+    ('sweep --model=MODEL --out=x --memory=-1', 'at least 0, found [-1]'),
+    ('sweep --model=MODEL --out=x --text=TEXT --limit=1', 'at least 2'),
+    ('sweep --model=MODEL --out=', "--out must be a name, found ''"),
+    ('sweep --model=nowhere --out=x', 'cannot read nowhere'),
+    ('recl nowhere --out=x --batch=9', '--batch is 9, expected a multiple'),
+    ('recl nowhere --out=x --step=9 --longest=9', 'at least two steps (18)'),
+    ('recl nowhere --out=x', 'nowhere is no work directory'),
+    ('attention --model=MODEL --out=x --keys=0', '--keys must be at least 1'),
+    ('attention --model=MODEL --out=x --text=TEXT', 'the text has 2 tokens'),
+    ('fragmentation nowhere --out=x --segment=0', '--segment must be at least'),
+    ('speed --config=EXPERIMENT --out=x --lengths=0', '--lengths must be'),
+    ('speed --config=EXPERIMENT --out=x --batch=3', 'expected a multiple of'),
+  ],
+)
+def test_the_analyses_refuse(work, model, tmp_path, capsys, arguments, words):
+  (tmp_path / 'text').write_text('x')
+  experiment = work.parent / 'experiment.py'
+  for name, path in (
+    *(('MODEL', model), ('TEXT', tmp_path / 'text')),
+    *(('EXPERIMENT', experiment), ('--out=x', f'--out={tmp_path}/x')),
+  ):
+    arguments = arguments.replace(name, str(path))
+  capsys.readouterr()
+  assert main(arguments.split()) == 2
+  error = capsys.readouterr().err
+  assert words in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def add_fragmentation(commands: Commands) -> None:
 def fragmentation(arguments: argparse.Namespace, rest: list[str]) -> int:
   """Measures the loss at each place of a segment."""
   out = check_out(arguments)
+  if arguments.segment is not None and arguments.segment < 1:
+    raise InputError(f'--segment must be at least 1, found {arguments.segment}')
   from txl_jax.report.curves import fragmentation_figure
 
   subjects = [

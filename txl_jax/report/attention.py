@@ -72,7 +72,7 @@ def example_figure(example_NHW: np.ndarray, texts: list[str]) -> Picture:
     page.colorbar(image, ax=axes, label='share of the attention')
 
   height = _height(example_NHW) + 0.07 * longest
-  return picture((2.5 + 0.16 * shown, height), draw)
+  return picture((max(6.0, 2.5 + 0.16 * shown), height), draw)
 
 
 def _shades() -> dict:
@@ -83,6 +83,8 @@ def _shades() -> dict:
 
 def _heads(axes: Any, map_NHX: np.ndarray, **kwargs: Any) -> Any:
   """A picture with a row for each head and lines between layers."""
+  from matplotlib import ticker
+
   n_layers, n_heads, width = map_NHX.shape
   rows = map_NHX.reshape(n_layers * n_heads, width)
   image = axes.imshow(rows, aspect='auto', interpolation='nearest', **kwargs)
@@ -95,6 +97,7 @@ def _heads(axes: Any, map_NHX: np.ndarray, **kwargs: Any) -> Any:
   middles = layers * n_heads + (n_heads - 1) / 2
   axes.set_yticks(middles, (layers + 1).tolist())
   axes.tick_params(axis='y', length=0)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(9, integer=True))
   axes.set(xlabel='tokens before the query', ylabel=f'layer ({n_heads} heads)')
   return image
 

@@ -100,7 +100,7 @@ def speed_figure(lines: list[dict]) -> Picture:
         f'{line["ratio"]:,.0f} x'
         + (f'\n(paper: {published:,} x)' if published else ''),
         (length, line['vanilla_milliseconds_per_token']),
-        xytext=(0, 8),
+        xytext=(0, 10),
         textcoords='offset points',
         ha='center',
         color=MUTED,

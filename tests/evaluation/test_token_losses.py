@@ -12,6 +12,7 @@ from txl_jax.config import EvalConfig
 from txl_jax.data.streams import eval_batches
 from txl_jax.data.vocabulary import ByteVocabulary
 from txl_jax.errors import InputError
+from txl_jax.evaluation import perplexity
 from txl_jax.evaluation.perplexity import (
   evaluation_model,
   settings_line,
@@ -72,8 +73,9 @@ def _whole(params, tokens, span: int | None) -> np.ndarray:
   return np.asarray(nll_BT[0])
 
 
-@pytest.mark.parametrize('length', [1, 7, 64, 128])
-@pytest.mark.parametrize('memory', [SPAN - 1, 30])
+@pytest.mark.parametrize(
+  ('length', 'memory'), [(1, SPAN - 1), (7, 30), (64, SPAN - 1), (128, 30)]
+)
 def test_the_segment_length_does_not_matter_with_a_span(
   params, tokens, spanned, length, memory
 ):
@@ -98,8 +100,12 @@ def test_the_segment_length_does_not_matter_if_all_is_remembered(
 
 def test_devices_do_not_matter(params, tokens):
   options = dict(batch_size=8, segment_length=4, memory_length=8)
-  one, eight = (_losses(params, tokens, n, **options) for n in (1, 8))
+  one = _losses(params, tokens, 1, **options)
+  compiled = perplexity._score._cache_size()
+  eight = _losses(params, tokens, 8, **options)
   np.testing.assert_allclose(one, eight, rtol=1e-5)
+  # What a call leaves lies as it is found: one program for all calls.
+  assert perplexity._score._cache_size() == compiled + 1
 
 
 def test_a_row_that_is_warmed_up_has_the_loss_of_one_row(

@@ -184,7 +184,7 @@ def token_losses(
   if len(tokens) < 2:
     raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
   model = evaluation_model(model, config)
-  memory = _empty_memory(model, params, config.batch_size, mesh)
+  memory = _empty_memory(model, config.batch_size, mesh, params)
   losses = np.full(len(tokens) - 1, np.nan, np.float32)
   pending = None
   for part, target_SBT in _batches(tokens, vocabulary.boundary, config, starts):
@@ -212,14 +212,18 @@ def _keep(
   losses[target_SBT[counts_SBT]] = np.asarray(nll_SBT)[counts_SBT]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _empty_memory(
-  model: ModelConfig, params: dict, batch_size: int, mesh: Mesh
+  model: ModelConfig, batch_size: int, mesh: Mesh, params: dict
 ) -> ProjectedMemory:
-  def init(params: dict) -> ProjectedMemory:
-    return project_memory(model, params, init_memory(model, batch_size))
+  memory = project_memory(model, params, init_memory(model, batch_size))
+  return _divided(memory, mesh)
 
-  places = mesh_lib.by_rows(mesh, jax.eval_shape(init, params))
-  return jax.jit(init, out_shardings=places)(params)
+
+def _divided(memory: ProjectedMemory, mesh: Mesh) -> ProjectedMemory:
+  """Divided by rows, so that each call finds it where the last one left it."""
+  by_rows = mesh_lib.by_rows(mesh, memory)
+  return jax.lax.with_sharding_constraint(memory, by_rows)
 
 
 def _batches(
@@ -260,4 +264,5 @@ def _score(
   )
   # Whole on each device, so that each process can read them.
   whole = mesh_lib.replicated(mesh)
-  return jax.lax.with_sharding_constraint(nll_SBT, whole), memory
+  nll_SBT = jax.lax.with_sharding_constraint(nll_SBT, whole)
+  return nll_SBT, _divided(memory, mesh)

@@ -101,7 +101,9 @@ def test_the_order_is_really_checked():
   assert 'config' in _imported(PACKAGE / 'model' / 'transformer.py')
 
 
-@pytest.mark.parametrize('folder', ['txl_jax', 'experiments', 'tests'])
+@pytest.mark.parametrize(
+  'folder', ['txl_jax', 'experiments', 'launch', 'tests']
+)
 def test_files_and_functions_fit(folder):
   too_long = []
   for path in _files(folder):

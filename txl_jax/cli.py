@@ -38,6 +38,7 @@ def _fail(message: object, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
   from txl_jax.commands.attention import add_attention
   from txl_jax.commands.bench import add_bench
+  from txl_jax.commands.convert import add_convert
   from txl_jax.commands.evaluate import add_eval
   from txl_jax.commands.fragmentation import add_fragmentation
   from txl_jax.commands.generate import add_generate
@@ -68,4 +69,5 @@ def _parser() -> argparse.ArgumentParser:
   add_speed(commands)
   add_attention(commands)
   add_fragmentation(commands)
+  add_convert(commands)
   return parser

@@ -50,7 +50,7 @@ class ModelConfig:
   # The paper's encoding on its way through ops/relative_attention.py.
   attention_implementation: Literal['auto', 'reference', 'xla'] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass
-  unroll: int = 1  # layers per iteration of the scan over them
+  unroll: int | None = None  # layers per loop; None = GPU: all, others: 1
 
   def __post_init__(self):
     # Lists would not be hashable.

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from txl_jax.config import Config
-from txl_jax.conversion import check_names, optional_type
+from txl_jax.conversion import check_names, default_config, optional_type
 from txl_jax.errors import InputError
 
 PREFIX = '--config.'
@@ -94,6 +94,20 @@ def apply_overrides(values: ConfigDict, arguments: list[str]) -> ConfigDict:
     section, name = _field(argument)
     holder.config[section][name] = None
   return holder.config
+
+
+def model_fields(arguments: list[str]) -> dict[str, typing.Any]:
+  """The fields that arguments `--config.model.FIELD=VALUE` set, and no others.
+
+  Raises:
+    InputError: for another argument, an unknown field or an unreadable value.
+  """
+  arguments = _joined(arguments)
+  values = apply_overrides(default_config(), arguments)
+  for section, _ in map(_field, arguments):
+    if section != 'model':
+      raise InputError(f'config.{section} is not part of a model')
+  return {name: values.model[name] for _, name in map(_field, arguments)}
 
 
 def field_names() -> str:

@@ -100,9 +100,9 @@ def test_frequencies_of_what_is_kept(softmax, options):
 def test_a_tail_is_opened_only_if_it_has_been_drawn(monkeypatch):
   computed, log_softmax = [], drawing.log_softmax
 
-  def recorded(hidden_BTD, weight_VE, *rest):
-    jax.debug.callback(functools.partial(computed.append, len(weight_VE)))
-    return log_softmax(hidden_BTD, weight_VE, *rest)
+  def recorded(hidden_BTD, parts, *rest):
+    jax.debug.callback(functools.partial(computed.append, sum(map(len, parts))))
+    return log_softmax(hidden_BTD, parts, *rest)
 
   monkeypatch.setattr(drawing, 'log_softmax', recorded)
   config, params, hidden_D = _model(**ADAPTIVE)

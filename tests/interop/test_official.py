@@ -151,7 +151,7 @@ def test_losses_of_the_port_with_attended_zeros(path):
     (lambda a, o: o.update(d_inner=7), 'must have shape'),
     (
       lambda a, o: a.update({'crit.out_layers.0.weight': np.zeros((50, 16))}),
-      'differs from the embedding',
+      'weight differs from word_emb',
     ),
   ],
 )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import txl_jax
-from txl_jax.model import attention, positions, transformer
+from txl_jax.model import attention, layer, positions
 from txl_jax.ops.dropout import seed_of
 
 
@@ -19,7 +19,7 @@ def test_each_layer_and_each_use_has_its_own_seed(monkeypatch):
     seed = seed_of(key)
     return jax.pure_callback(record, seed, seed)
 
-  for module in (attention, positions, transformer):
+  for module in (attention, layer, positions):
     monkeypatch.setattr(module, 'seed_of', recorded)
   config = txl_jax.ModelConfig(
     **dict(vocab_size=5, n_layers=3, n_heads=1, d_model=4, d_head=4, d_ff=4),

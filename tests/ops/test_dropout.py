@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from txl_jax.ops.dropout import (
   dropout,
   keep_mask,
+  relu_dropout,
   row_index,
   seed_of,
 )
@@ -123,3 +124,20 @@ def test_seeds_follow_their_key():
   assert seeds.dtype == jnp.uint32
   assert len(np.unique(seeds)) == 100
   assert seed_of(keys[0]) == seeds[0]
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+def test_relu_dropout_is_dropout_of_relu(rate):
+  x_BD = jax.random.normal(jax.random.key(0), (7, 33)).at[0, 0].set(0.0)
+  seed, weight_BD = jnp.uint32(5), jax.random.normal(jax.random.key(1), (7, 33))
+
+  def plain(x_BD):
+    return (weight_BD * dropout(jax.nn.relu(x_BD), seed, rate)).sum()
+
+  def lean(x_BD):
+    return (weight_BD * relu_dropout(x_BD, seed, rate)).sum()
+
+  for found, expected in zip(
+    jax.value_and_grad(lean)(x_BD), jax.value_and_grad(plain)(x_BD)
+  ):
+    np.testing.assert_array_equal(found, expected)

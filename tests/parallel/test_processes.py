@@ -92,7 +92,8 @@ def test_wrong_variables_are_refused(started, monkeypatch, changes, words):
 def test_clusters_are_left_to_jax(started, monkeypatch, variables):
   _set(monkeypatch, variables)
   processes.start_processes()
-  assert started == [{'cluster_detection_method': None}]
+  (given,) = started
+  assert given['cluster_detection_method'] is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ def test_what_a_cluster_needs_is_named(
   monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda _: True)
   processes.start_processes()
   method = 'mpi4py' if package == 'mpi4py' else None
-  assert started == [{'cluster_detection_method': method}]
+  (given,) = started
+  assert given['cluster_detection_method'] == method
 
 
 # Rows 0 to 7 over meshes whose row groups lie within and across processes.
@@ -221,3 +223,19 @@ def test_a_process_alone_notices_sigterm_behind_a_proxy(start):
   process.send_signal(signal.SIGTERM)
   assert process.communicate(timeout=60)[0].endswith('stopped\n')
   assert process.returncode == 0
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_processes_that_do_not_find_each_other_say_so(start, process):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  alone = start(
+    'from txl_jax.parallel import processes; processes.start_processes()',
+    **{processes.ADDRESS: address, processes.COUNT: '2'},
+    **{processes.ID: str(process), processes.PATIENCE: '1'},
+  )
+  said = alone.communicate(timeout=60)[0]
+  assert alone.returncode == 2, said
+  assert 'have not found each other for 1 s: all must have star' in said
+  assert f'{address} be reachable' in said

@@ -21,15 +21,27 @@ class Event(NamedTuple):
   duration: float
 
 
+def traceable(
+  lowered: jax.stages.Lowered, compiled: jax.stages.Compiled
+) -> jax.stages.Compiled:
+  """The same program, whose instructions a profiler sees one by one.
+
+  XLA has a GPU record the kernels of a program once and replay them together;
+  the profiler sees only that. So on a GPU it is compiled once more without,
+  and idles more than it would.
+  """
+  if jax.default_backend() != 'gpu':
+    return compiled
+  # More kernels than any program has.
+  return lowered.compile({'xla_gpu_graph_min_graph_size': 1_000_000})
+
+
 def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:
   """Traces steps and adds up their time by part.
 
-  While the profiler is on, XLA launches kernels one by one and not as recorded
-  graphs, so on a GPU the device idles more than without it.
-
   Args:
-    step: runs some steps, without waiting in between.
-    hlo: text of the compiled step.
+    step: runs some steps of a `traceable` program, without waiting in between.
+    hlo: its text.
 
   Returns:
     For each part and `rest` its share of the device's busy time, and `idle`,

@@ -27,7 +27,8 @@ class Reader:
     model: with the memory, span and clamping of the evaluation.
     params: random.
     memory: of what has been read.
-    compiled: a call.
+    lowered: a call.
+    compiled: the same.
   """
 
   def __init__(self, model: ModelConfig, config: EvalConfig, mesh: Mesh):
@@ -71,8 +72,8 @@ class Reader:
 
     jitted = jax.jit(read, donate_argnums=1, out_shardings=(whole, by_rows))
     with mesh_lib.sharded(mesh):
-      lowered = jitted.lower(self.params, self.memory, batches[0])
-    self.compiled = lowered.compile()
+      self.lowered = jitted.lower(self.params, self.memory, batches[0])
+    self.compiled = self.lowered.compile()
     self._config, self._batches = config, itertools.cycle(batches)
 
   @property

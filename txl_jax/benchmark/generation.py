@@ -21,7 +21,8 @@ class Generation:
   Attributes:
     parameters: how many the model has.
     filled: calls that it took to fill the memory.
-    compiled: a block of `MOST_STEPS` tokens of each row.
+    lowered: a block of `MOST_STEPS` tokens of each row.
+    compiled: the same.
   """
 
   def __init__(self, config: Config, n_rows: int, mesh: Mesh):
@@ -56,7 +57,8 @@ class Generation:
       return advance(rules, params, decoding, stop_X, limit)
 
     jitted = jax.jit(block, donate_argnums=1)
-    self.compiled = jitted.lower(params, self._decoding).compile()
+    self.lowered = jitted.lower(params, self._decoding)
+    self.compiled = self.lowered.compile()
 
   def run(self, blocks: int) -> None:
     """Writes on, then waits for the last block."""

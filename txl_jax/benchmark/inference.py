@@ -135,5 +135,4 @@ def _breakdown(
   """The field `breakdown`, if it is wanted."""
   if not wanted:
     return {}
-  hlo = subject.compiled.as_text()
-  return {'breakdown': lines.time_by_part(subject.run, hlo, name, say)}
+  return {'breakdown': lines.time_by_part(subject, name, say)}

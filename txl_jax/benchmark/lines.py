@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from txl_jax.benchmark.breakdown import breakdown
+from txl_jax.benchmark.breakdown import breakdown, traceable
 from txl_jax.parallel import chips
 
 
@@ -62,17 +63,20 @@ def rounded(line: dict) -> dict:
 
 
 def time_by_part(
-  run: Callable[[int], None], hlo: str, name: str, say: Callable[[str], None]
+  subject: Any, name: str, say: Callable[[str], None]
 ) -> dict[str, float]:
   """Traces three steps; also says what is found.
 
   Args:
-    run: runs so many steps.
-    hlo: text of the compiled step.
+    subject: runs `compiled` so many times as `run` is told; left behind with
+      a program that can be traced.
     name: of what is measured.
     say: receives lines.
   """
-  shares = breakdown(lambda: run(3), hlo)
+  say(f'{name}: tracing')
+  subject.compiled = traceable(subject.lowered, subject.compiled)
+  subject.run(1)
+  shares = breakdown(lambda: subject.run(3), subject.compiled.as_text())
   say(f'{name}: time by part')
   for part, share in shares.items():
     say(f'  {part:<13}{share:7.1%}')

@@ -54,11 +54,8 @@ def measure_training(
     line['step_memory_bytes'] = subject.step_memory()
     line |= lines.machine(mesh)
     if breakdown:
-      name, hlo = (
-        implementation(subject.config.model),
-        subject.compiled.as_text(),
-      )
-      line['breakdown'] = lines.time_by_part(subject.run, hlo, name, say)
+      name = implementation(subject.config.model)
+      line['breakdown'] = lines.time_by_part(subject, name, say)
     yield line
 
 

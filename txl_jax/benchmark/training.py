@@ -13,7 +13,7 @@ from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.config import Config
 from txl_jax.errors import InputError
 from txl_jax.parallel import mesh as mesh_lib
-from txl_jax.training.compile import compile_step
+from txl_jax.training.compile import lower_step
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.state import init_state
 
@@ -25,6 +25,11 @@ class Subject:
   """A compiled train step, its state, and text for it to read.
 
   The state is donated from step to step, as in training.
+
+  Attributes:
+    config: the experiment.
+    lowered: the step.
+    compiled: the same.
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
@@ -55,9 +60,10 @@ class Subject:
       ]
       by_rows = mesh_lib.by_rows(mesh, batches[0])
       batches = [jax.device_put(batch, by_rows) for batch in batches]
-      self.compiled = compile_step(
+      self.lowered = lower_step(
         config, optimizer, mesh, self._state, batches[0]
       )
+      self.compiled = self.lowered.compile()
     self._batches = itertools.cycle(batches)
 
   @property

@@ -22,12 +22,15 @@ from txl_jax.data.vocabulary import Vocabulary, vocabulary_from_json
 from txl_jax.errors import InputError
 from txl_jax.model.functional import init_params
 
+# Instead of a vocabulary.
+UNKNOWN = '{"kind": "unknown"}'
+
 
 def save_pretrained(
   directory: str | os.PathLike,
   config: ModelConfig,
   params: dict,
-  vocabulary: Vocabulary,
+  vocabulary: Vocabulary | None,
 ) -> None:
   """Writes a model in our export format.
 
@@ -35,7 +38,7 @@ def save_pretrained(
     directory: made if it does not exist.
     config: the model.
     params: its parameters.
-    vocabulary: what its token ids mean.
+    vocabulary: what its token ids mean; None = unknown.
   """
   folder = pathlib.Path(directory)
   folder.mkdir(parents=True, exist_ok=True)
@@ -44,19 +47,20 @@ def save_pretrained(
   safetensors.numpy.save_file(arrays, folder / 'model.safetensors')
   fields = json.dumps(dataclasses.asdict(config), indent=2)
   (folder / 'config.json').write_text(fields + '\n')
-  (folder / 'vocabulary.json').write_text(vocabulary.to_json() + '\n')
+  text = UNKNOWN if vocabulary is None else vocabulary.to_json()
+  (folder / 'vocabulary.json').write_text(text + '\n')
 
 
 def load_pretrained(
   directory: str | os.PathLike,
-) -> tuple[ModelConfig, dict, Vocabulary]:
+) -> tuple[ModelConfig, dict, Vocabulary | None]:
   """Reads a model in our export format.
 
   Args:
     directory: with `model.safetensors`, `config.json` and `vocabulary.json`.
 
   Returns:
-    Configuration, parameters and vocabulary.
+    Configuration, parameters and vocabulary, None if that is unknown.
 
   Raises:
     InputError: naming the file, and the field or array that does not fit.
@@ -72,6 +76,12 @@ def load_pretrained(
   _check_arrays(path, config, arrays)
   params = traverse_util.unflatten_dict(arrays, sep='.')
   return config, jax.tree.map(jax.numpy.asarray, params), vocabulary
+
+
+def is_export(folder: pathlib.Path) -> bool:
+  """Whether a folder holds a model in our export format."""
+  names = ('model.safetensors', 'config.json', 'vocabulary.json')
+  return all((folder / name).is_file() for name in names)
 
 
 def _read(path: pathlib.Path) -> str:
@@ -92,9 +102,12 @@ def _read_config(path: pathlib.Path) -> ModelConfig:
     raise InputError(f'{path}: {error}') from error
 
 
-def _read_vocabulary(path: pathlib.Path) -> Vocabulary:
+def _read_vocabulary(path: pathlib.Path) -> Vocabulary | None:
+  text = _read(path)
+  if text.strip() == UNKNOWN:
+    return None
   try:
-    return vocabulary_from_json(_read(path))
+    return vocabulary_from_json(text)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
 

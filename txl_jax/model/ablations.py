@@ -82,7 +82,7 @@ class AbsoluteAttention(Attention):
   ) -> jax.Array:
     """One term a score: q . k."""
     score_BHTK = jnp.einsum('bthc,bkhc->bhtk', q_BTHC, k_BKHC)
-    return attend(_wide(score_BHTK), v_BKHC, first_BT, **dropout)
+    return attend(_scaled(score_BHTK, self.config), v_BKHC, first_BT, **dropout)
 
 
 class ShawAttention(Attention):
@@ -118,7 +118,11 @@ class ShawAttention(Attention):
     raw_BHTK = jnp.einsum('bthc,khc->bhtk', q_BTHC, embedding_PHC[row_K])
     raw_BHTK = _wide(raw_BHTK) + bias_PH[row_K].T[:, None]
     score_BHTK = _wide(content_BHTK) + shift(raw_BHTK)
-    return attend(score_BHTK, v_BKHC, first_BT, **dropout)
+    return attend(_scaled(score_BHTK, config), v_BKHC, first_BT, **dropout)
+
+
+def _scaled(score_BHTK: jax.Array, config: ModelConfig) -> jax.Array:
+  return _wide(score_BHTK) * config.d_head**-0.5
 
 
 def _wide(x: jax.Array) -> jax.Array:

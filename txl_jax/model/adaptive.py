@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model.drawing import Weights, draw, log_softmax, project
 from txl_jax.ops import shards
+from txl_jax.ops.alignment import aligned, pad, pad_last
 from txl_jax.ops.cross_entropy import cross_entropy, pad_vocabulary
 from txl_jax.ops.tail_cross_entropy import (
   Tail,
@@ -139,10 +140,7 @@ class AdaptiveSoftmax(nn.Module):
 
     Float32 or wider, in token order; NaN for ids outside the vocabulary.
     """
-    weights = tuple(
-      Tail(*pad_vocabulary(weight_VE, bias_V), projection_ED)
-      for weight_VE, bias_V, projection_ED in self._weights(embedding)
-    )
+    weights = tuple(map(_padded, self._weights(embedding)))
     losses = shards.per_row_shard(
       functools.partial(_losses, self.config), (0, 0, None), 0
     )
@@ -172,12 +170,12 @@ class AdaptiveSoftmax(nn.Module):
     """Weights, biases and projection of the head, then of each tail."""
     result = []
     for i, cluster in enumerate(self._clusters(embedding)):
-      weight_VE = cluster.table_VE
+      parts = (cluster.table_VE,)
       bias_V = self.bias[cluster.low : cluster.high]
       if i == 0 and self.config.cutoffs:
-        weight_VE = jnp.concatenate([weight_VE, self.cluster_weight])
+        parts = (cluster.table_VE, self.cluster_weight)
         bias_V = jnp.concatenate([bias_V, self.cluster_bias])
-      result.append((weight_VE, bias_V, cluster.projection_ED))
+      result.append((parts, bias_V, cluster.projection_ED))
     return result
 
   def _clusters(self, embedding: list[Cluster]) -> list[Cluster]:
@@ -192,6 +190,17 @@ class AdaptiveSoftmax(nn.Module):
       c if p is None else c._replace(projection_ED=p)
       for c, p in zip(embedding, self.projections)
     ]
+
+
+def _padded(weights: Weights) -> Tail:
+  """With a vocabulary and widths that matrix units like."""
+  parts, bias_V, projection_ED = weights
+  weight_VE = jnp.concatenate(parts)
+  E = aligned(weight_VE.shape[1])
+  if projection_ED is not None:
+    D = aligned(projection_ED.shape[1])
+    projection_ED = pad(projection_ED, (E, D))
+  return Tail(*pad_vocabulary(pad_last(weight_VE, E), bias_V), projection_ED)
 
 
 def _tables(module: nn.Module) -> list[jax.Array]:
@@ -229,6 +238,7 @@ def _losses(
 ) -> jax.Array:
   """Losses [B, T] of the targets, NaN for unknown ones."""
   hidden_XD = hidden_BTD.reshape(-1, config.d_model)
+  hidden_XD = pad_last(hidden_XD, aligned(config.d_model))
   known_BT = (0 <= targets_BT) & (targets_BT < config.vocab_size)
   targets_X = jnp.where(known_BT, targets_BT, 0).reshape(-1)
   head, *tails = weights

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
+from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
 from txl_jax.ops.relative_attention import relative_attention
@@ -20,10 +21,16 @@ class Attention(nn.Module):
   The memory comes as hidden states, in the same (normalised) form as the
   segment, or as keys and values. What the encodings of position differ in is
   `attend`.
+
+  Attributes:
+    config: of the model.
+    train: whether to drop out.
+    padded: whether all that comes in is padded, and what goes out is to be.
   """
 
   config: ModelConfig
   train: bool
+  padded: bool = False
 
   @nn.compact
   def __call__(
@@ -49,7 +56,8 @@ class Attention(nn.Module):
       slots with them.
     """
     config = self.config
-    D, H, C = config.d_model, config.n_heads, config.d_head
+    D, C, _ = widths(config, self.padded)
+    H = config.n_heads
     w_k, w_v = self.kernel('key', D, H, C), self.kernel('value', D, H, C)
     q_BTHC = project(hidden_BTD, self.kernel('query', D, H, C))
     new = (project(hidden_BTD, w_k), project(hidden_BTD, w_v))
@@ -57,7 +65,8 @@ class Attention(nn.Module):
     if isinstance(memory, Slots):
       slots = memory.write(*new)
       out_BTHC = cached_attention(
-        q_BTHC, slots, *self.biases(shared_biases), first_BT
+        *(q_BTHC, slots, *self.biases(shared_biases), first_BT),
+        config.attention_implementation,
       )
       return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), slots
     if not isinstance(memory, tuple):
@@ -87,7 +96,7 @@ class Attention(nn.Module):
     self, shared: tuple[jax.Array, jax.Array] | None
   ) -> tuple[jax.Array, jax.Array]:
     """The biases u and v [H, C]: those that layers share, or the layer's."""
-    shape = (self.config.n_heads, self.config.d_head)
+    shape = (self.config.n_heads, widths(self.config, self.padded).d_head)
     return shared or (
       self.kernel('content_bias', *shape),
       self.kernel('position_bias', *shape),
@@ -122,11 +131,12 @@ class RelativeAttention(Attention):
   ) -> jax.Array:
     """Four terms a score (section 3.3)."""
     config = self.config
-    H, C = config.n_heads, config.d_head
+    D, C, _ = widths(config, self.padded)
     u_HC, v_bias_HC = self.biases(shared_biases)
-    w_r_DHC = self.kernel('relative', config.d_model, H, C)
+    w_r_DHC = self.kernel('relative', D, config.n_heads, C)
     return relative_attention(
       *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+      scale=config.d_head**-0.5,
       implementation=config.attention_implementation,
       **dropout,
     )

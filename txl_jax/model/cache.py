@@ -15,11 +15,16 @@ import jax.numpy as jnp
 from txl_jax.config import ModelConfig
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.functional import project_memory
+from txl_jax.model.layer import Layer
 from txl_jax.model.memory import AnyMemory, ProjectedMemory
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.model.transformer import Layer, TransformerXL, check_memory
-from txl_jax.ops.cached_attention import Slots, heads_first, pad_table
-from txl_jax.ops.xla_attention import aligned
+from txl_jax.model.transformer import TransformerXL, check_memory
+from txl_jax.ops.cached_attention import (
+  Slots,
+  heads_first,
+  pad_table,
+  slots_for,
+)
 
 
 @flax.struct.dataclass
@@ -79,7 +84,7 @@ def init_cache(
   memory = project_memory(config, params, memory)
   if config.position_encoding != 'relative':
     return memory
-  n_slots = aligned(memory.length + room)
+  n_slots = slots_for(memory.length + room + 1)  # see `read_cached`
   # Distances from the clamp on look alike.
   n_rows = n_slots
   if config.clamp_length is not None:
@@ -138,7 +143,7 @@ def read_cached(
   if not isinstance(cache, Cache):
     return model.apply(variables, tokens_BT, cache, starts_BT)
   check_memory(config, tokens_BT, cache, starts_BT)
-  T = tokens_BT.shape[1]
+  B, T = tokens_BT.shape
   sizes = dict(memory_length=cache.length, segment_length=T)
   first_BT = memory_lib.visibility(
     cache.valid_B, starts_BT, attention_span=config.attention_span, **sizes
@@ -150,6 +155,10 @@ def read_cached(
       params[name].astype(config.dtype)
       for name in ('content_bias', 'position_bias')
     )
+  if B == T == 1 and jax.default_backend() == 'gpu':
+    # With a single vector XLA has no matrix products and is slow. Another one
+    # follows; its slot is not counted and will be written anew.
+    tokens_BT, first_BT = (jnp.repeat(x, 2, 1) for x in (tokens_BT, first_BT))
   hidden_BTD = model.apply(variables, tokens_BT, method='embed')
   layer, filled = Layer(config, train=False), []
   for slots, layer_params in zip(cache.slots, cache.layers):
@@ -160,7 +169,8 @@ def read_cached(
     keys_and_values = jax.lax.stop_gradient(slots[:2])
     filled.append(Slots(*keys_and_values, slots.r_HWC, slots.end + T))
   valid_B = memory_lib.valid_after(cache.valid_B, starts_BT, **sizes)
-  return hidden_BTD, cache.replace(slots=tuple(filled), valid_B=valid_B)
+  cache = cache.replace(slots=tuple(filled), valid_B=valid_B)
+  return hidden_BTD[:, :T], cache
 
 
 def compact(cache: AnyCache, counted_B: jax.Array | None = None) -> AnyCache:

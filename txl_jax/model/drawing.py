@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Weights [V, E], biases [V], and a projection [E, D] from the model's width.
-Weights = tuple[jax.Array, jax.Array, jax.Array | None]
+# Weights [V, E] in parts, biases [V], and a projection [E, D] from the model's
+# width.
+Weights = tuple[tuple[jax.Array, ...], jax.Array, jax.Array | None]
 
 
 def draw(
@@ -68,19 +69,25 @@ def _draw(
 
 def log_softmax(
   hidden_BTD: jax.Array,
-  weight_VE: jax.Array,
+  parts: tuple[jax.Array, ...],
   bias_V: jax.Array,
   projection_ED: jax.Array | None,
 ) -> jax.Array:
   """Log-probabilities [B, T, V] of one softmax, in float32 or wider."""
   dtype = hidden_BTD.dtype
   wide = jnp.promote_types(dtype, jnp.float32)
-  logits_BTV = jnp.einsum(
-    'bte,ve->btv',
-    project(hidden_BTD, projection_ED),
-    weight_VE.astype(dtype),
-    preferred_element_type=wide,
-  )
+  hidden_BTE = project(hidden_BTD, projection_ED)
+  # Joining the logits, not the weights, copies least.
+  logits = [
+    jnp.einsum(
+      'bte,ve->btv',
+      hidden_BTE,
+      weight_VE.astype(dtype),
+      preferred_element_type=wide,
+    )
+    for weight_VE in parts
+  ]
+  logits_BTV = jnp.concatenate(logits, axis=-1)
   return jax.nn.log_softmax(logits_BTV + bias_V.astype(wide))
 
 

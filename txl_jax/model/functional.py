@@ -18,7 +18,8 @@ from txl_jax.model.memory import (
   ProjectedMemory,
   init_memory,
 )
-from txl_jax.model.transformer import TransformerXL, layer_norm
+from txl_jax.model.transformer import TransformerXL
+from txl_jax.ops.layer_norm import layer_norm
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:

@@ -1,6 +1,7 @@
-"""The layer, the stack and the language model."""
+"""The stack of layers and the language model."""
 
-from collections.abc import Callable
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,142 +12,18 @@ from txl_jax.errors import InputError
 from txl_jax.model import ablations
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from txl_jax.model.attention import KeysAndValues
+from txl_jax.model.layer import Layer, drop
+from txl_jax.model.loop import scan_layers
 from txl_jax.model.memory import AnyMemory
 from txl_jax.model.positions import drop_positions, sinusoid_table
-from txl_jax.ops.cached_attention import Slots
-from txl_jax.ops.dropout import dropout, seed_of
-
-
-class LayerNorm(nn.Module):
-  """Layer norm over the last axis, statistics in float32 or wider."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises x [..., D]."""
-    shape = x.shape[-1:]
-    scale_D = self.param('scale', self._init_scale, shape)
-    bias_D = self.param('bias', nn.initializers.zeros, shape)
-    return layer_norm(x, scale_D, bias_D, self.config.layer_norm_epsilon)
-
-  def _init_scale(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return 1 + self.config.init_std * jax.random.normal(key, shape)
-
-
-def layer_norm(
-  x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float
-) -> jax.Array:
-  """(x - mean) / sqrt(variance + epsilon) * scale + bias, in the dtype of x."""
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  centred = wide - wide.mean(axis=-1, keepdims=True)
-  variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-  normed = centred * jax.lax.rsqrt(variance + epsilon)
-  return (normed * scale_D + bias_D).astype(x.dtype)
-
-
-def drop(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
-  """Dropout in training, by the next key of a module that has a config."""
-  rate = module.config.dropout
-  if not train or rate == 0:
-    return x
-  return dropout(x, seed_of(module.make_rng('dropout')), rate)
-
-
-class FeedForward(nn.Module):
-  """The position-wise feed-forward sublayer, before residual and norm."""
-
-  config: ModelConfig
-  train: bool
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """W2 dropout(relu(W1 x + b1)) + b2."""
-    config = self.config
-    D, F = config.d_model, config.d_ff
-    matrix, zeros = (
-      nn.initializers.normal(config.init_std),
-      nn.initializers.zeros,
-    )
-
-    def weight(name: str, init: Callable, *shape: int) -> jax.Array:
-      return self.param(name, init, shape).astype(config.dtype)
-
-    inner_BTF = jnp.einsum(
-      'btd,df->btf', x_BTD, weight('inner_kernel', matrix, D, F)
-    )
-    inner_BTF = nn.relu(inner_BTF + weight('inner_bias', zeros, F))
-    inner_BTF = drop(self, inner_BTF, self.train)
-    outer_BTD = jnp.einsum(
-      'btf,fd->btd', inner_BTF, weight('outer_kernel', matrix, F, D)
-    )
-    return outer_BTD + weight('outer_bias', zeros, D)
-
-
-class Layer(nn.Module):
-  """Attention and feed-forward, each with dropout, residual and layer norm."""
-
-  config: ModelConfig
-  train: bool
-
-  @nn.compact
-  def __call__(
-    self,
-    hidden_BTD: jax.Array,
-    memory: jax.Array | KeysAndValues | Slots,
-    table_KD: jax.Array | None,
-    shared_biases: tuple[jax.Array, jax.Array] | None,
-    first_BT: jax.Array,
-  ) -> tuple[jax.Array, jax.Array | KeysAndValues | Slots]:
-    """One layer over a segment.
-
-    Args:
-      hidden_BTD: the layer's input.
-      memory: its earlier inputs [B, M, D], or their keys and values.
-      table_KD: the position table, if the encoding has one.
-      shared_biases: u and v [H, C] if all layers share them.
-      first_BT: the first key that each query sees.
-
-    Returns:
-      The layer's output [B, T, D], and what is to be remembered of the segment:
-      its input, its keys and values, or the slots that they were written to.
-    """
-    config = self.config
-    attention = ablations.attention_class(config)(
-      config, self.train, name='attention'
-    )
-    attention_norm = LayerNorm(config, name='attention_norm')
-    feed_forward = FeedForward(config, self.train, name='feed_forward')
-    feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
-    projected = isinstance(memory, tuple)
-
-    if config.position_encoding == 'learned':
-      add_positions = ablations.LearnedPositions(config, name='positions')
-      hidden_BTD = add_positions(hidden_BTD)
-    before = attention_norm if config.pre_norm else lambda x: x
-    attended_BTD, remembered = attention(
-      before(hidden_BTD),
-      memory if projected else before(memory),
-      table_KD,
-      shared_biases,
-      first_BT,
-    )
-    if not projected:
-      remembered = hidden_BTD
-    hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
-    if config.pre_norm:
-      outer_BTD = feed_forward(feed_forward_norm(hidden_BTD))
-      return hidden_BTD + drop(self, outer_BTD, self.train), remembered
-    hidden_BTD = attention_norm(hidden_BTD)
-    outer_BTD = drop(self, feed_forward(hidden_BTD), self.train)
-    return feed_forward_norm(hidden_BTD + outer_BTD), remembered
+from txl_jax.model.widths import pad_layer, pads, widths
+from txl_jax.ops.alignment import pad_last
 
 
 class TransformerXL(nn.Module):
   """Transformer-XL (Dai et al. 2019): memory goes in and comes out.
 
-  The layers' parameters are stacked [N, ...] and scanned over.
+  The layers' parameters are stacked [N, ...].
   """
 
   config: ModelConfig
@@ -192,12 +69,13 @@ class TransformerXL(nn.Module):
     if config.position_encoding == 'sinusoid':
       T = tokens_BT.shape[1]
       hidden_BTD = hidden_BTD + ablations.absolute_sinusoids(config, T)
-    hidden_BTD, remembered = self._stack(train)(
+    hidden_BTD, remembered = self._layers(
       drop(self, hidden_BTD, train),
       memory.layers,
       self._positions(sum(sizes.values()), train),
       self._shared_biases(),
       first_BT,
+      train=train,
     )
     valid_B = memory_lib.valid_after(memory.valid_B, starts_BT, **sizes)
     return drop(self, hidden_BTD, train), memory.push(remembered, valid_B)
@@ -232,17 +110,75 @@ class TransformerXL(nn.Module):
     """A next token for each row [B], drawn, and its log-probability [B]."""
     return self.softmax.sample(hidden_BD, keys_B, self.embedding.clusters())
 
-  def _stack(self, train: bool) -> nn.Module:
-    layer = nn.remat(Layer, prevent_cse=False) if self.config.remat else Layer
-    stack = nn.scan(
-      layer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=self.config.n_layers,
-      unroll=self.config.unroll,
+  def _layers(
+    self,
+    hidden_BTD: jax.Array,
+    memory: Any,
+    table_KD: jax.Array | None,
+    shared_biases: tuple[jax.Array, jax.Array] | None,
+    first_BT: jax.Array,
+    *,
+    train: bool,
+  ) -> tuple[jax.Array, Any]:
+    """The output of the last layer, and what each remembers, stacked."""
+    config = self.config
+    shared = (table_KD, shared_biases, first_BT)
+    params = self._layer_params(hidden_BTD, memory, *shared)
+    keys_N = None
+    if train and self.has_rng('dropout'):
+      keys_N = jax.random.split(self.make_rng('dropout'), config.n_layers)
+    # Keys and values that are remembered keep their width.
+    padded = pads(config) and not isinstance(memory, tuple)
+    if padded:
+      D, C, _ = widths(config, padded)
+      hidden_BTD, memory, table_KD, shared_biases = (
+        jax.tree.map(functools.partial(pad_last, width=width), tree)
+        for tree, width in (
+          (hidden_BTD, D),
+          (memory, D),
+          (table_KD, D),
+          (shared_biases, C),
+        )
+      )
+    layer = Layer(config, train, padded, parent=None)
+
+    def step(hidden_BTD: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
+      params, memory, key = own
+      params = pad_layer(config, params) if padded else params
+      return layer.apply(
+        {'params': params},
+        *(hidden_BTD, memory, table_KD, shared_biases, first_BT),
+        rngs={} if key is None else {'dropout': key},
+      )
+
+    hidden_BTD, remembered = scan_layers(
+      step,
+      hidden_BTD,
+      (params, memory, keys_N),
+      config.n_layers,
+      unroll=config.unroll,
+      remat=config.remat,
     )
-    return stack(self.config, train, name='layers')
+    if padded:
+      remembered = remembered[..., : config.d_model]
+    return hidden_BTD[..., : config.d_model], remembered
+
+  def _layer_params(
+    self, hidden_BTD: jax.Array, memory: Any, *shared: Any
+  ) -> dict:
+    """The layers' parameters, stacked; drawn at initialisation."""
+    if not self.is_initializing():
+      return self.get_variable('params', 'layers')
+    layer = Layer(self.config, train=False, parent=None)
+
+    def init(key: jax.Array) -> dict:
+      first = jax.tree.map(lambda leaf: leaf[0], memory)
+      return layer.init(key, hidden_BTD, first, *shared)['params']
+
+    def stacked(key: jax.Array) -> dict:
+      return jax.vmap(init)(jax.random.split(key, self.config.n_layers))
+
+    return self.param('layers', stacked)
 
   def _shared_biases(self) -> tuple[jax.Array, jax.Array] | None:
     config = self.config

@@ -6,12 +6,16 @@ projected once. What moves instead is the place in the table where a query finds
 the distance to a slot.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from txl_jax.ops.xla_attention import ALIGNMENT, aligned
+from txl_jax.ops import shards
+from txl_jax.ops.alignment import ALIGNMENT, aligned
+
+# Keys of a tile of the kernel; their number must be a multiple of it.
+KERNEL_TILE = 64
 
 
 class Slots(NamedTuple):
@@ -41,6 +45,14 @@ class Slots(NamedTuple):
     return self._replace(**dict(zip(('keys_HBLC', 'values_HBLC'), written)))
 
 
+def slots_for(n_positions: int) -> int:
+  """How many slots to have for so many positions: as matrix units like it."""
+  size = aligned(n_positions)
+  return (
+    size if size < 8 * KERNEL_TILE else -(-size // KERNEL_TILE) * KERNEL_TILE
+  )
+
+
 def heads_first(x_BXHC: jax.Array) -> jax.Array:
   """[H, B, X, C], with C padded."""
   C = x_BXHC.shape[-1]
@@ -61,6 +73,7 @@ def cached_attention(
   u_HC: jax.Array,
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Attends from the T positions that have been written at `slots.end`.
 
@@ -70,22 +83,51 @@ def cached_attention(
     u_HC: content bias u.
     v_bias_HC: position bias v.
     first_BT: int, the first slot that each query sees; the last is its own.
+    implementation: 'auto' takes the kernel where it runs and pays.
 
   Returns:
     The attended values [B, T, H, C], as `relative_attention` gives them.
   """
-  T, C = q_BTHC.shape[1], q_BTHC.shape[-1]
-  keys_HBLC, values_HBLC, r_HWC, end = slots
-  n_slots = keys_HBLC.shape[2]
-  dtype = q_BTHC.dtype
+  C, dtype = q_BTHC.shape[-1], q_BTHC.dtype
   wide = jnp.promote_types(dtype, jnp.float32)
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
     return heads_first(biased.astype(dtype))
 
-  content_HBTL = jnp.einsum('hbtc,hblc->hbtl', queries(u_HC), keys_HBLC)
-  raw_HBTW = jnp.einsum('hbtc,hwc->hbtw', queries(v_bias_HC), r_HWC)
+  operands = queries(u_HC), queries(v_bias_HC), slots
+  has_kernel = _has_kernel(dtype, operands[0].shape, slots.keys_HBLC.shape[2])
+  if implementation == 'auto' and has_kernel:
+    out_HBTC = _by_kernel(*operands, first_BT)
+  else:
+    out_HBTC = _by_xla(*operands, first_BT)
+  return out_HBTC[..., :C].transpose(1, 2, 0, 3)
+
+
+def _by_kernel(
+  qu_HBTC: jax.Array, qv_HBTC: jax.Array, slots: Slots, first_BT: jax.Array
+) -> jax.Array:
+  from txl_jax.ops import mosaic_attention  # half a second, for GPUs alone
+
+  keys_HBLC, values_HBLC, r_HWC, end = slots
+  attend = shards.per_shard(
+    mosaic_attention.attend,
+    (*[('heads', 'rows')] * 4, ('heads',), (), ('rows',)),
+    ('heads', 'rows'),
+  )
+  r_HWC = r_HWC[:, :-ALIGNMENT]
+  return attend(qu_HBTC, qv_HBTC, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
+
+
+def _by_xla(
+  qu_HBTC: jax.Array, qv_HBTC: jax.Array, slots: Slots, first_BT: jax.Array
+) -> jax.Array:
+  T, dtype = qu_HBTC.shape[2], qu_HBTC.dtype
+  wide = jnp.promote_types(dtype, jnp.float32)
+  keys_HBLC, values_HBLC, r_HWC, end = slots
+  n_slots = keys_HBLC.shape[2]
+  content_HBTL = jnp.einsum('hbtc,hblc->hbtl', qu_HBTC, keys_HBLC)
+  raw_HBTW = jnp.einsum('hbtc,hwc->hbtw', qv_HBTC, r_HWC)
   position_HBTL = _to_slots(raw_HBTW, n_slots, end)
   slot_L = jnp.arange(n_slots)
   last_T1 = end + jnp.arange(T)[:, None]
@@ -104,8 +146,7 @@ def cached_attention(
     values_HBLC,
     preferred_element_type=wide,
   )
-  out_HBTC = (out_HBTC / total_HBT1).astype(dtype)
-  return out_HBTC[..., :C].transpose(1, 2, 0, 3)
+  return (out_HBTC / total_HBT1).astype(dtype)
 
 
 def _to_slots(raw_HBTW: jax.Array, n_slots: int, end: jax.Array) -> jax.Array:
@@ -129,3 +170,25 @@ def _to_slots(raw_HBTW: jax.Array, n_slots: int, end: jax.Array) -> jax.Array:
     flat, n_slots - 1 - end, T * (W - 1), axis=-1
   )
   return flat.reshape(*lead, T, W - 1)[..., :n_slots]
+
+
+def _has_kernel(
+  dtype: Any, shape: tuple[int, int, int, int], n_keys: int
+) -> bool:
+  """Whether the kernel runs here, and is the fastest.
+
+  Args:
+    dtype: of queries and keys.
+    shape: of the queries [H, B, T, C].
+    n_keys: L.
+  """
+  H, B, T, C = shape
+  fits = dtype == jnp.bfloat16 and C in (64, 128) and n_keys % KERNEL_TILE == 0
+  # Few queries leave most of a tile empty.
+  return fits and (T >= 16 or H * B >= 128) and _on_hopper()
+
+
+def _on_hopper() -> bool:
+  if jax.default_backend() != 'gpu' or jax.__version_info__ < (0, 11):
+    return False
+  return float(jax.devices()[0].compute_capability) == 9.0

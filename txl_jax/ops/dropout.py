@@ -33,10 +33,7 @@ def dropout(x: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
   """
   if rate == 0:
     return x
-  # In bfloat16 the factor itself would be off by up to 0.4 %.
-  wide = jnp.promote_types(x.dtype, jnp.float32)
-  scaled = (x.astype(wide) * (1 / (1 - rate))).astype(x.dtype)
-  return jnp.where(keep_mask(seed, x.shape, rate), scaled, 0)
+  return jnp.where(keep_mask(seed, x.shape, rate), _scaled(x, rate), 0)
 
 
 def _forward(
@@ -52,6 +49,39 @@ def _backward(
 
 
 dropout.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def relu_dropout(x: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
+  """`dropout` of relu(x).
+
+  The gradient passes where the result is above 0: neither the argument nor the
+  mask is needed.
+  """
+  return dropout(jax.nn.relu(x), seed, rate)
+
+
+def _relu_forward(
+  x: jax.Array, seed: jax.Array, rate: float
+) -> tuple[jax.Array, jax.Array]:
+  out = relu_dropout(x, seed, rate)
+  return out, out
+
+
+def _relu_backward(
+  rate: float, out: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, None]:
+  return jnp.where(out > 0, _scaled(gradient, rate), 0), None
+
+
+relu_dropout.defvjp(_relu_forward, _relu_backward)
+
+
+def _scaled(x: jax.Array, rate: float) -> jax.Array:
+  """What is kept, scaled up."""
+  # In bfloat16 the factor itself would be off by up to 0.4 %.
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return (x.astype(wide) * (1 / (1 - rate))).astype(x.dtype)
 
 
 def keep_mask(

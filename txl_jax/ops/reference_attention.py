@@ -16,6 +16,7 @@ def relative_attention(
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
   *,
+  scale: float,
   dropout_rate: float,
   dropout_seed: jax.Array | None,
 ) -> jax.Array:
@@ -26,7 +27,7 @@ def relative_attention(
   wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
   score_BHTK = content_BHTK.astype(wide) + position_BHTK.astype(wide)
   return attend(
-    score_BHTK,
+    score_BHTK * scale,
     v_BKHC,
     first_BT,
     dropout_rate=dropout_rate,
@@ -42,10 +43,10 @@ def attend(
   dropout_rate: float = 0.0,
   dropout_seed: jax.Array | None = None,
 ) -> jax.Array:
-  """Means of the values, weighted by the softmax of scaled scores.
+  """Means of the values, weighted by the softmax of the scores.
 
   Args:
-    score_BHTK: scores before scaling by 1 / sqrt(C), at least float32.
+    score_BHTK: scaled scores, at least float32.
     v_BKHC: values.
     first_BT: int, the first key that each query sees.
     dropout_rate: share of attention probabilities that are dropped.
@@ -56,7 +57,6 @@ def attend(
     that sees no key.
   """
   n_queries, n_keys = score_BHTK.shape[-2:]
-  score_BHTK = score_BHTK * v_BKHC.shape[-1] ** -0.5
   visible_BHTK = visible_keys(first_BT, n_queries, n_keys)[:, None]
   lowest = jnp.finfo(score_BHTK.dtype).min
   probability_BHTK = jax.nn.softmax(jnp.where(visible_BHTK, score_BHTK, lowest))

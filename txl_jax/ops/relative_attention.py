@@ -29,6 +29,7 @@ def relative_attention(
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
   *,
+  scale: float | None = None,
   dropout_rate: float = 0.0,
   dropout_seed: jax.Array | None = None,
   implementation: str = 'auto',
@@ -45,6 +46,7 @@ def relative_attention(
     u_HC: content bias u.
     v_bias_HC: position bias v.
     first_BT: int, the first key that each query sees.
+    scale: of the scores; None = 1 / sqrt(C).
     dropout_rate: share of attention probabilities that are dropped.
     dropout_seed: uint32, needed if the rate is above 0; the mask is the
       `keep_mask` of [B, H, T, K] in every implementation.
@@ -66,6 +68,7 @@ def relative_attention(
     )
   return known[implementation](
     *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+    scale=q_BTHC.shape[-1] ** -0.5 if scale is None else scale,
     dropout_rate=dropout_rate,
     dropout_seed=dropout_seed,
   )

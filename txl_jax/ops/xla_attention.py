@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from txl_jax.ops.alignment import ALIGNMENT, aligned
 from txl_jax.ops.dropout import kept, row_index, row_words
 
-ALIGNMENT = 8
 # Queries that share one product; those before a block's end see fewer keys.
 _BLOCK = None
 # A weight that is dropped is stored this much smaller: too small to be felt in
@@ -46,6 +46,7 @@ def relative_attention(
   v_bias_HC: jax.Array,
   first_BT: jax.Array,
   *,
+  scale: float,
   dropout_rate: float,
   dropout_seed: jax.Array | None,
 ) -> jax.Array:
@@ -57,7 +58,7 @@ def relative_attention(
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
-    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
+    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * scale
     return _heads_first(biased.astype(q_BTHC.dtype), T_pad)
 
   queries_HBTC = (queries(u_HC), queries(v_bias_HC))
@@ -86,11 +87,6 @@ def relative_attention(
     )
   out_HBTC = jnp.concatenate(blocks, axis=2)
   return out_HBTC[:, :, :T, : v_BKHC.shape[-1]].transpose(1, 2, 0, 3)
-
-
-def aligned(size: int) -> int:
-  """The size after padding; sizes under the alignment stay as they are."""
-  return size if size < ALIGNMENT else -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _width(n_keys: int) -> int:
@@ -130,7 +126,7 @@ def _attend(
 
   Args:
     static: what is known when it is compiled.
-    qu_HBTC: queries with content bias, scaled by 1 / sqrt(C).
+    qu_HBTC: queries with content bias, scaled.
     qv_HBTC: queries with position bias, scaled likewise.
     k_HBKC: keys.
     v_HBKC: values.
@@ -164,6 +160,10 @@ def _forward(
   # Above `lowest`, so that a query that sees nothing has no weights.
   largest_HBT = jnp.maximum(score_HBTK.max(-1), lowest / 2)
   weight_HBTK = jnp.exp(score_HBTK - largest_HBT[..., None])
+  # Rounded and stored before they are summed: else XLA computes the scores
+  # once more for the sum.
+  weight_HBTK = jax.lax.optimization_barrier(weight_HBTK.astype(v_HBKC.dtype))
+  weight_HBTK = weight_HBTK.astype(wide)
   # At least 1, the largest weight, where anything is seen.
   total_HBT = jnp.maximum(weight_HBTK.sum(-1), 1)
   inverse_HBT1 = (1 / (total_HBT * (1 - static.rate)))[..., None]

@@ -4,11 +4,14 @@ A run is one process, or one on each host, each with the devices of its host.
 """
 
 import atexit
+import contextlib
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ from txl_jax.errors import InputError
 ADDRESS = 'JAX_COORDINATOR_ADDRESS'
 COUNT = 'JAX_NUM_PROCESSES'
 ID = 'JAX_PROCESS_ID'
+PATIENCE = 'TXL_START_SECONDS'
 DETECTED = {'cluster_detection_method': None}  # JAX finds out itself which
 
 
@@ -34,6 +38,9 @@ def start_processes(*, preemption: bool = False) -> None:
     GPU, unless JAX_LOCAL_DEVICE_IDS lists several;
   - TPU machines: one process for each host;
   - Kubernetes: indexed jobs, with `jax[k8s]`.
+
+  Processes that do not find each other within TXL_START_SECONDS (300) end with
+  code 2 and say so, where JAX would abort.
 
   Args:
     preemption: let SIGTERM be noticed by `stop_requested` instead of ending the
@@ -162,12 +169,40 @@ def _on_tpus() -> bool:
 def _join(preemption: bool, arguments: dict[str, Any]) -> None:
   # The service catches SIGTERM: only for those who ask whether it came.
   jax.config.update('jax_enable_preemption_service', preemption)
+  seconds = _whole_number(PATIENCE, low=1) if PATIENCE in os.environ else 300
   try:
-    jax.distributed.initialize(**arguments)
+    with _patience(seconds, arguments):
+      # Later than we do it, JAX aborts.
+      jax.distributed.initialize(
+        **arguments, initialization_timeout=seconds + 60
+      )
   except (RuntimeError, ValueError) as error:
     raise InputError(
       f'the processes of the run cannot find each other: {error}'
     ) from error
+
+
+@contextlib.contextmanager
+def _patience(seconds: int, arguments: dict[str, Any]) -> Iterator[None]:
+  """Ends the process, in one sentence, if it is still inside then."""
+
+  def give_up() -> None:
+    address = arguments.get('coordinator_address', 'process 0')
+    print(
+      f'txl: the processes of the run have not found each other for {seconds} '
+      f's: all must have started, and {address} be reachable from each',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)  # the main thread is inside JAX and cannot be called back
+
+  timer = threading.Timer(seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def _join_alone() -> None:

@@ -36,6 +36,19 @@ def compile_step(
     batch: on the devices.
     options: of the compiler.
   """
+  lowered = lower_step(config, optimizer, mesh, state, batch)
+  with mesh_lib.sharded(mesh):
+    return lowered.compile(compiler_options=options)
+
+
+def lower_step(
+  config: Config,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  state: TrainState,
+  batch: Batch,
+) -> jax.stages.Lowered:
+  """What `compile_step` compiles."""
   average = functools.partial(_average, config)
   step = make_train_step(
     config.model,
@@ -55,7 +68,7 @@ def compile_step(
     donate_argnums=0,
   )
   with mesh_lib.sharded(mesh):
-    return jitted.lower(state, batch).compile(compiler_options=options)
+    return jitted.lower(state, batch)
 
 
 def _average(config: Config, average: Any, params: dict, step: jax.Array):

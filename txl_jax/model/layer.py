@@ -1,0 +1,147 @@
+"""The layer: attention and feed-forward."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from txl_jax.config import ModelConfig
+from txl_jax.model import ablations
+from txl_jax.model.attention import KeysAndValues
+from txl_jax.model.widths import widths
+from txl_jax.ops.cached_attention import Slots
+from txl_jax.ops.dropout import dropout, relu_dropout, seed_of
+from txl_jax.ops.layer_norm import layer_norm
+
+
+class LayerNorm(nn.Module):
+  """Layer norm over the last axis, statistics in float32 or wider."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [..., D], which may be padded."""
+    config, shape = self.config, x.shape[-1:]
+    scale_D = self.param('scale', self._init_scale, shape)
+    bias_D = self.param('bias', nn.initializers.zeros, shape)
+    return layer_norm(
+      x, scale_D, bias_D, config.layer_norm_epsilon, config.d_model
+    )
+
+  def _init_scale(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return 1 + self.config.init_std * jax.random.normal(key, shape)
+
+
+def drop(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+  """Dropout in training, by the next key of a module that has a config."""
+  rate = module.config.dropout
+  if not train or rate == 0:
+    return x
+  return dropout(x, seed_of(module.make_rng('dropout')), rate)
+
+
+class FeedForward(nn.Module):
+  """The position-wise feed-forward sublayer, before residual and norm."""
+
+  config: ModelConfig
+  train: bool
+  padded: bool = False
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """W2 dropout(relu(W1 x + b1)) + b2."""
+    config = self.config
+    D, _, F = widths(config, self.padded)
+    matrix, zeros = (
+      nn.initializers.normal(config.init_std),
+      nn.initializers.zeros,
+    )
+
+    def weight(name: str, init: Callable, *shape: int) -> jax.Array:
+      return self.param(name, init, shape).astype(config.dtype)
+
+    inner_BTF = jnp.einsum(
+      'btd,df->btf', x_BTD, weight('inner_kernel', matrix, D, F)
+    )
+    inner_BTF += weight('inner_bias', zeros, F)
+    dropping = self.train and config.dropout > 0
+    inner_BTF = relu_dropout(
+      inner_BTF,
+      seed_of(self.make_rng('dropout')) if dropping else jnp.uint32(0),
+      config.dropout if dropping else 0.0,
+    )
+    outer_BTD = jnp.einsum(
+      'btf,fd->btd', inner_BTF, weight('outer_kernel', matrix, F, D)
+    )
+    return outer_BTD + weight('outer_bias', zeros, D)
+
+
+class Layer(nn.Module):
+  """Attention and feed-forward, each with dropout, residual and layer norm.
+
+  Attributes:
+    config: of the model.
+    train: whether to drop out.
+    padded: whether parameters and arguments have padded widths, and the output
+      is to have them.
+  """
+
+  config: ModelConfig
+  train: bool
+  padded: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    hidden_BTD: jax.Array,
+    memory: jax.Array | KeysAndValues | Slots,
+    table_KD: jax.Array | None,
+    shared_biases: tuple[jax.Array, jax.Array] | None,
+    first_BT: jax.Array,
+  ) -> tuple[jax.Array, jax.Array | KeysAndValues | Slots]:
+    """One layer over a segment.
+
+    Args:
+      hidden_BTD: the layer's input.
+      memory: its earlier inputs [B, M, D], or their keys and values.
+      table_KD: the position table, if the encoding has one.
+      shared_biases: u and v [H, C] if all layers share them.
+      first_BT: the first key that each query sees.
+
+    Returns:
+      The layer's output [B, T, D], and what is to be remembered of the segment:
+      its input, its keys and values, or the slots that they were written to.
+    """
+    config = self.config
+    attention = ablations.attention_class(config)(
+      config, self.train, self.padded, name='attention'
+    )
+    attention_norm = LayerNorm(config, name='attention_norm')
+    feed_forward = FeedForward(
+      config, self.train, self.padded, name='feed_forward'
+    )
+    feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
+    projected = isinstance(memory, tuple)
+
+    if config.position_encoding == 'learned':
+      add_positions = ablations.LearnedPositions(config, name='positions')
+      hidden_BTD = add_positions(hidden_BTD)
+    before = attention_norm if config.pre_norm else lambda x: x
+    attended_BTD, remembered = attention(
+      before(hidden_BTD),
+      memory if projected else before(memory),
+      table_KD,
+      shared_biases,
+      first_BT,
+    )
+    if not projected:
+      remembered = hidden_BTD
+    hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
+    if config.pre_norm:
+      outer_BTD = feed_forward(feed_forward_norm(hidden_BTD))
+      return hidden_BTD + drop(self, outer_BTD, self.train), remembered
+    hidden_BTD = attention_norm(hidden_BTD)
+    outer_BTD = drop(self, feed_forward(hidden_BTD), self.train)
+    return feed_forward_norm(hidden_BTD + outer_BTD), remembered

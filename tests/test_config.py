@@ -56,8 +56,8 @@ def _unusual() -> Config:
       *(8, 6, 5, 4, 'half', 7, 3, 2, 3, 'a', 5, 4, 6, 7, 10, 4, 9, False, 'b'),
       *(3, True),
     ),
-    EvalConfig(3, 4, 0, 1, 7, 2),
-    SampleConfig(('a', 'b'), 3, 0.5, 4, 0.25),
+    EvalConfig(3, 4, 0, 1, 7, 2, 0),
+    SampleConfig(('a', 'b'), 3, 0.5, 4, 0.25, 0.125),
     MeshConfig(2, 3, -1),
   )
 
@@ -75,7 +75,9 @@ def _defaults(config: Config) -> list[str]:
 
 def test_every_field_survives_the_round_trip():
   config = _unusual()
-  assert _defaults(config) == ['data.path', 'data.tfds_name']  # or a corpus
+  # A corpus instead, and a stride instead.
+  expected = ['data.path', 'data.tfds_name', 'eval.warmup_tokens']
+  assert _defaults(config) == expected
   assert from_config_dict(to_config_dict(config)) == config
   assert from_config_dict(to_config_dict(config).to_dict()) == config
 

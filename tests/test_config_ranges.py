@@ -36,7 +36,7 @@ from txl_jax.errors import InputError
     (TrainConfig, 'checkpoint_every_steps', 0, 1),
     (TrainConfig, 'seed', -1, 0),
     (EvalConfig, 'batch_size segment_length', 0, 1),
-    (EvalConfig, 'memory_length clamp_length', -1, 0),
+    (EvalConfig, 'memory_length clamp_length warmup_tokens', -1, 0),
     (SampleConfig, 'length top_k', 0, 1),
     (SampleConfig, 'temperature', -0.1, 0.0),
     (SampleConfig, 'top_p', 0.0, 1.0),

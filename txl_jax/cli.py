@@ -36,16 +36,22 @@ def _fail(message: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+  from txl_jax.commands.attention import add_attention
   from txl_jax.commands.bench import add_bench
   from txl_jax.commands.convert import add_convert
   from txl_jax.commands.evaluate import add_eval
+  from txl_jax.commands.fragmentation import add_fragmentation
   from txl_jax.commands.generate import add_generate
+  from txl_jax.commands.recl import add_recl
   from txl_jax.commands.report import add_report
+  from txl_jax.commands.score import add_score
+  from txl_jax.commands.speed import add_speed
+  from txl_jax.commands.sweep import add_sweep
   from txl_jax.commands.train import add_prepare, add_train
 
   parser = argparse.ArgumentParser(
     prog='txl',
-    description='Transformer-XL: train, evaluate, generate, report.',
+    description='Transformer-XL: train, evaluate, generate, examine, report.',
     allow_abbrev=False,
   )
   commands = parser.add_subparsers(
@@ -54,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
   add_prepare(commands)
   add_train(commands)
   add_eval(commands)
+  add_score(commands)
   add_generate(commands)
   add_report(commands)
   add_bench(commands)
+  add_sweep(commands)
+  add_recl(commands)
+  add_speed(commands)
+  add_attention(commands)
+  add_fragmentation(commands)
   add_convert(commands)
   return parser

@@ -146,12 +146,16 @@ class EvalConfig:
   # Sliding evaluation, without memory: windows of segment_length that move by
   # so many tokens, of each of which only the new tokens count.
   stride: int | None = None
+  # Tokens that each row reads, but does not score, before its own: with as many
+  # as the model can reach, several rows give the loss of one.
+  warmup_tokens: int = 0
 
   def __post_init__(self):
     at_least(self, 1, 'batch_size segment_length stride')
-    at_least(self, 0, 'memory_length clamp_length')
+    at_least(self, 0, 'memory_length clamp_length warmup_tokens')
     check_span(self, 'eval')
     if self.stride is not None:
+      require(self.warmup_tokens == 0, self, 'warmup_tokens', '0 with a stride')
       within = f'at most segment_length ({self.segment_length})'
       require(self.stride <= self.segment_length, self, 'stride', within)
       require(self.memory_length == 0, self, 'memory_length', '0 with a stride')

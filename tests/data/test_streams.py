@@ -134,10 +134,12 @@ def test_evaluation_scores_every_target_once(n, rows, length):
     tokens, BOUNDARY, batch_size=rows, segment_length=length, segments=2
   )
   inputs_B = [[] for _ in range(rows)]
-  for batch, counts_SBT in batches:
+  for batch, target_SBT in batches:
+    counts_SBT = target_SBT >= 0
     assert batch.tokens_SBT.shape == counts_SBT.shape == (2, rows, length)
     counted = batch.targets_SBT[counts_SBT]
     np.testing.assert_array_equal(counted, batch.tokens_SBT[counts_SBT] + 1)
+    np.testing.assert_array_equal(counted, target_SBT[counts_SBT] + 1)
     starts = counts_SBT & (batch.tokens_SBT == BOUNDARY)
     np.testing.assert_array_equal(batch.starts_SBT, starts)
     for b in range(rows):

@@ -51,7 +51,7 @@ def _evaluate(tokens: np.ndarray, n_devices: int = 1, **options):
 def test_each_target_counts_once_in_order(n, rows, length):
   tokens = np.arange(n, dtype=np.uint16)
   inputs, targets = [], []
-  for batch, counts_SBT in eval_batches(
+  for batch, target_SBT in eval_batches(
     tokens,
     boundary=0,
     batch_size=rows,
@@ -59,7 +59,7 @@ def test_each_target_counts_once_in_order(n, rows, length):
     segments=3,
   ):
     assert batch.tokens_SBT.shape == (3, rows, length)
-    counts_BST = counts_SBT.swapaxes(0, 1)
+    counts_BST = (target_SBT >= 0).swapaxes(0, 1)
     for row in range(rows):
       counts = counts_BST[row]
       inputs += [(row, t) for t in batch.tokens_SBT[:, row][counts]]
@@ -162,7 +162,7 @@ def test_a_broken_model_is_not_given_a_number():
 @pytest.mark.parametrize(('length', 'stride'), [(8, 1), (8, 3), (8, 8), (1, 1)])
 def test_sliding_windows_count_each_target_once(n, length, stride):
   tokens, found = np.arange(n, dtype=np.uint16), {}
-  for batch, counts_SBT in sliding_batches(
+  for batch, target_SBT in sliding_batches(
     tokens,
     boundary=0,
     batch_size=3,
@@ -171,10 +171,10 @@ def test_sliding_windows_count_each_target_once(n, length, stride):
     segments=2,
   ):
     assert batch.tokens_SBT.shape == (2, 3, length)
-    inside = np.argwhere(counts_SBT)
+    inside = np.argwhere(target_SBT >= 0)
     for s, b, t in inside:
       target = int(batch.targets_SBT[s, b, t])
-      assert target not in found
+      assert target not in found and target == target_SBT[s, b, t] + 1
       assert batch.tokens_SBT[s, b, t] == target - 1
       # The window reads the tokens before it, in their order.
       window = batch.tokens_SBT[s, b, : t + 1]
@@ -217,6 +217,7 @@ def test_sliding_evaluation_equals_windows_scored_alone():
     (dict(stride=9, segment_length=8), 'stride must be at most segment_length'),
     (dict(stride=0), 'stride must be at least 1'),
     (dict(stride=1, memory_length=3), 'memory_length must be 0 with a stride'),
+    (dict(stride=1, warmup_tokens=3), 'warmup_tokens must be 0 with a stride'),
   ],
 )
 def test_strides_that_cannot_be(options, message):

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(options: str = '--batch or --memory') -> Iterator[None]:
   """Turns XLA's error about too little memory into a sentence."""
   try:
     yield
@@ -30,8 +30,7 @@ def memory_errors() -> Iterator[None]:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise InputError(
-      'this does not fit into the memory of the devices: lower --batch or '
-      '--memory'
+      f'this does not fit into the memory of the devices: lower {options}'
     ) from error
 
 

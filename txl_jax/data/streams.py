@@ -131,11 +131,14 @@ def eval_batches(
   batch_size: int,
   segment_length: int,
   segments: int,
+  warmup: int = 0,
+  starts: np.ndarray | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
   """A split in B contiguous rows, each of its n - 1 targets scored once.
 
   Row r begins with the last token of row r - 1 as input, so no target is lost
-  between rows; the tail is padded.
+  between rows; the tail is padded. With a warm-up rows begin earlier, as far
+  as there is text, and read what the row before them scores.
 
   Args:
     tokens: ids of the split [n].
@@ -143,25 +146,34 @@ def eval_batches(
     batch_size: rows B.
     segment_length: T.
     segments: S, segments in a batch.
+    warmup: tokens that each row reads before those that it scores.
+    starts: bool [n], further tokens that begin a document.
 
   Yields:
-    Batches, and which of their targets count, bool [S, B, T].
+    Batches, and which target stands where, int64 [S, B, T]: target i follows
+    token i; -1 where none is scored.
   """
   n_targets = len(tokens) - 1
   per_row = -(-n_targets // batch_size)
-  n_segments = -(-per_row // segment_length)
+  # The last row has the most text before it.
+  warmup = min(warmup, (batch_size - 1) * per_row)
+  n_segments = -(-(per_row + warmup) // segment_length)
   n_batches = -(-n_segments // segments)
-  column = np.arange(n_batches * segments * segment_length)
-  shape = (batch_size, n_batches, segments, segment_length)
-  for n in range(n_batches):
-    part = column.reshape(shape[1:])[n]
-    position = np.arange(batch_size)[:, None, None] * per_row + part
-    counts = (part < per_row) & (position < n_targets)
-    position_SBT = np.where(counts, position, 0).swapaxes(0, 1)
-    counts_SBT = counts.swapaxes(0, 1)
-    batch = _gather(tokens, boundary, position_SBT)
-    batch.starts_SBT[~counts_SBT] = False
-    yield batch, counts_SBT
+  column = np.arange(n_batches * segments * segment_length) - warmup
+  row_B11 = np.arange(batch_size)[:, None, None]
+  for column_ST in column.reshape(n_batches, segments, segment_length):
+    position_BST = row_B11 * per_row + column_ST
+    inside_BST = (position_BST >= 0) & (position_BST < n_targets)
+    inside_BST &= column_ST < per_row
+    position_SBT = np.where(inside_BST, position_BST, 0).swapaxes(0, 1)
+    inside_SBT = inside_BST.swapaxes(0, 1)
+    batch = _gather(tokens, boundary, position_SBT, starts)
+    if warmup:
+      # What stands before the text is padding.
+      batch.starts_SBT[position_SBT == 0] = True
+    batch.starts_SBT[~inside_SBT] = False
+    scored_SBT = inside_SBT & (column_ST >= 0)[:, None]
+    yield batch, np.where(scored_SBT, position_SBT, -1)
 
 
 def sliding_batches(
@@ -172,6 +184,7 @@ def sliding_batches(
   segment_length: int,
   stride: int,
   segments: int,
+  starts: np.ndarray | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
   """A split in overlapping windows, each of its n - 1 targets scored once.
 
@@ -186,10 +199,11 @@ def sliding_batches(
     segment_length: T, the length of a window.
     stride: by how many tokens the window moves.
     segments: S, how often B windows are in a batch.
+    starts: bool [n], further tokens that begin a document.
 
   Yields:
-    Batches of independent windows, and which of their targets count, bool
-    [S, B, T].
+    Batches of independent windows, and which target stands where, as
+    `eval_batches`.
   """
   n_targets = len(tokens) - 1
   n_windows = 1 + max(0, -(-(n_targets - segment_length) // stride))
@@ -200,12 +214,19 @@ def sliding_batches(
     position = window * stride + column_T
     new = (window == 0) | (column_T >= segment_length - stride)
     inside = (position < n_targets) & (window < n_windows)
-    yield _gather(tokens, boundary, np.where(inside, position, 0)), new & inside
+    batch = _gather(tokens, boundary, np.where(inside, position, 0), starts)
+    yield batch, np.where(new & inside, position, -1)
 
 
 def _gather(
-  tokens: np.ndarray, boundary: int, position_SBT: np.ndarray
+  tokens: np.ndarray,
+  boundary: int | None,
+  position_SBT: np.ndarray,
+  starts: np.ndarray | None,
 ) -> Batch:
   tokens_SBT = tokens[position_SBT].astype(np.int32)
   targets_SBT = tokens[position_SBT + 1].astype(np.int32)
-  return Batch(tokens_SBT, targets_SBT, _begins(tokens_SBT, boundary))
+  starts_SBT = _begins(tokens_SBT, boundary)
+  if starts is not None:
+    starts_SBT |= starts[position_SBT]
+  return Batch(tokens_SBT, targets_SBT, starts_SBT)

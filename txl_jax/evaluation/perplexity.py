@@ -4,10 +4,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,13 +13,13 @@ from txl_jax.config import EvalConfig, ModelConfig
 from txl_jax.data.streams import Batch, eval_batches, sliding_batches
 from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
-from txl_jax.model.memory import Memory, init_memory
+from txl_jax.model.functional import project_memory
+from txl_jax.model.memory import ProjectedMemory, init_memory
 from txl_jax.model.segments import score_segments
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel.loading import place_all
 
 SEGMENTS_PER_CALL = 8
-Array = TypeVar('Array', np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,16 @@ class Result:
 
 
 def evaluation_model(model: ModelConfig, config: EvalConfig) -> ModelConfig:
-  """The model with the memory, span and clamping of the evaluation."""
+  """The model with the memory, span and clamping of the evaluation.
+
+  Raises:
+    InputError: for a model that attends to zeros, if rows are to be warmed up.
+  """
+  if config.warmup_tokens and model.memory_start == 'zeros':
+    raise InputError(
+      f'config.eval.warmup_tokens is {config.warmup_tokens}, expected 0 for a '
+      "model with memory_start 'zeros'"
+    )
   return dataclasses.replace(
     model,
     memory_length=config.memory_length,
@@ -84,6 +91,25 @@ def evaluation_model(model: ModelConfig, config: EvalConfig) -> ModelConfig:
     clamp_length=config.clamp_length,
     remat=False,
   )
+
+
+def settings_line(config: EvalConfig) -> str:
+  """How a figure has been found, for people."""
+  parts = [
+    f'{config.batch_size} rows',
+    f'warm-up {config.warmup_tokens:,}',
+    f'segment {config.segment_length:,}',
+    f'memory {config.memory_length:,}',
+    f'attention span {_or_none(config.attention_span)}',
+    f'clamp {_or_none(config.clamp_length)}',
+  ]
+  if config.stride is not None:
+    parts.append(f'stride {config.stride:,}')
+  return ', '.join(parts)
+
+
+def _or_none(value: int | None) -> str:
+  return 'none' if value is None else f'{value:,}'
 
 
 def evaluate(
@@ -94,87 +120,139 @@ def evaluate(
   config: EvalConfig,
   mesh: Mesh,
 ) -> Result:
-  """Scores a split.
+  """Scores a split; arguments and errors are those of `token_losses`."""
+  losses = token_losses(model, params, tokens, vocabulary, config, mesh)
+  return summed(losses, tokens, vocabulary)
 
-  In contiguous rows, each beginning with empty memory; or, with a stride, in
-  overlapping windows without memory.
+
+def summed(
+  losses: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary
+) -> Result:
+  """The sums over all targets.
+
+  Args:
+    losses: of each target [n - 1].
+    tokens: ids of the text [n].
+    vocabulary: made the ids.
+  """
+  starts = np.zeros(len(losses), np.bool_)
+  if vocabulary.mark is not None:
+    starts = (tokens[:-1] == vocabulary.mark) & (tokens[1:] == vocabulary.mark)
+  return Result(
+    float(losses.sum(dtype=np.float64)),
+    len(losses),
+    vocabulary.characters(tokens[1:]),
+    int(starts.sum()),
+    float(losses[starts].sum(dtype=np.float64)),
+  )
+
+
+def token_losses(
+  model: ModelConfig,
+  params: dict,
+  tokens: np.ndarray,
+  vocabulary: Vocabulary,
+  config: EvalConfig,
+  mesh: Mesh,
+  *,
+  starts: np.ndarray | None = None,
+) -> np.ndarray:
+  """The loss of each token of a text but the first, in order.
+
+  The text is read in contiguous rows, each beginning with empty memory and, if
+  there is a warm-up, with text that the row before it scores; or, with a
+  stride, in overlapping windows without memory.
 
   Args:
     model: the model as trained.
     params: its parameters.
-    tokens: ids of the split [n], n - 1 of them targets.
+    tokens: ids of the text [n], n - 1 of them targets.
     vocabulary: made the ids.
-    config: rows, segment and memory length, span, clamping, stride.
+    config: rows, segment and memory length, span, clamping, stride, warm-up.
     mesh: the rows are divided among its devices.
+    starts: bool [n], tokens that begin a document, beside the vocabulary's
+      boundary. A model that attends to zeros knows no documents.
+
+  Returns:
+    Negative log-likelihoods, natural log, float32 [n - 1].
 
   Raises:
-    InputError: for rows that do not divide among the devices, a split without
+    InputError: for rows that do not divide among the devices, a text without
       targets, or losses that are not finite.
   """
   mesh_lib.check_rows(mesh, config.batch_size, 'config.eval.batch_size')
   if len(tokens) < 2:
     raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
   model = evaluation_model(model, config)
-  memory = _empty_memory(model, config.batch_size, mesh)
-  total, starts_total = 0.0, 0.0
-  for part in _batches(tokens, vocabulary.boundary, config):
-    batch, counts_SBT = place_all(mesh, part, config.batch_size)
+  memory = _empty_memory(model, config.batch_size, mesh, params)
+  losses = np.full(len(tokens) - 1, np.nan, np.float32)
+  pending = None
+  for part, target_SBT in _batches(tokens, vocabulary.boundary, config, starts):
+    batch = place_all(mesh, part, config.batch_size)
     with mesh_lib.sharded(mesh):
-      sums, memory = _nll_sums(
-        model, vocabulary.mark, mesh, params, memory, batch, counts_SBT
-      )
-    sum_SB, starts_SB = np.asarray(jax.device_get(sums), np.float64)
-    total, starts_total = total + sum_SB.sum(), starts_total + starts_SB.sum()
+      nll_SBT, memory = _score(model, mesh, params, memory, batch)
+    # The devices are busy with this call while the last one's are fetched.
+    _keep(losses, pending)
+    pending = nll_SBT, target_SBT
+  _keep(losses, pending)
+  total = float(losses.sum(dtype=np.float64))
   if not math.isfinite(total):
     raise InputError(f'the loss of the split is {total}: the model is broken')
-  return Result(
-    float(total),
-    len(tokens) - 1,
-    vocabulary.characters(tokens[1:]),
-    int(_is_start(tokens[:-1], tokens[1:], vocabulary.mark).sum()),
-    float(starts_total),
-  )
+  return losses
 
 
-def _empty_memory(model: ModelConfig, batch_size: int, mesh: Mesh) -> Memory:
-  def init() -> Memory:
-    return init_memory(model, batch_size)
+def _keep(
+  losses: np.ndarray, scored: tuple[jax.Array, np.ndarray] | None
+) -> None:
+  """Puts the losses of a call where they belong."""
+  if scored is None:
+    return
+  nll_SBT, target_SBT = scored
+  counts_SBT = target_SBT >= 0
+  losses[target_SBT[counts_SBT]] = np.asarray(nll_SBT)[counts_SBT]
 
-  places = mesh_lib.by_rows(mesh, jax.eval_shape(init))
-  return jax.jit(init, out_shardings=places)()
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty_memory(
+  model: ModelConfig, batch_size: int, mesh: Mesh, params: dict
+) -> ProjectedMemory:
+  memory = project_memory(model, params, init_memory(model, batch_size))
+  return _divided(memory, mesh)
 
 
-def _is_start(tokens: Array, targets: Array, mark: int | None) -> Array:
-  """Where a sentence begins after the end of another one."""
-  if mark is None:
-    return tokens < 0
-  return (tokens == mark) & (targets == mark)
+def _divided(memory: ProjectedMemory, mesh: Mesh) -> ProjectedMemory:
+  """Divided by rows, so that each call finds it where the last one left it."""
+  by_rows = mesh_lib.by_rows(mesh, memory)
+  return jax.lax.with_sharding_constraint(memory, by_rows)
 
 
 def _batches(
-  tokens: np.ndarray, boundary: int | None, config: EvalConfig
+  tokens: np.ndarray,
+  boundary: int | None,
+  config: EvalConfig,
+  starts: np.ndarray | None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
   sizes = dict(
     batch_size=config.batch_size,
     segment_length=config.segment_length,
     segments=SEGMENTS_PER_CALL,
+    starts=starts,
   )
   if config.stride is None:
-    return eval_batches(tokens, boundary, **sizes)
+    warmup = config.warmup_tokens
+    return eval_batches(tokens, boundary, warmup=warmup, **sizes)
   return sliding_batches(tokens, boundary, stride=config.stride, **sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _nll_sums(
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _score(
   model: ModelConfig,
-  mark: int | None,
   mesh: Mesh,
   params: dict,
-  memory: Memory,
+  memory: ProjectedMemory,
   batch: Batch,
-  counts_SBT: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], Memory]:
-  """Losses of the targets that count, and of the starts among them [S, B]."""
+) -> tuple[jax.Array, ProjectedMemory]:
+  """Losses [S, B, T], and the memory after the last segment."""
   starts_SBT = batch.starts_SBT if model.memory_start == 'empty' else None
   nll_SBT, memory = score_segments(
     model,
@@ -184,11 +262,7 @@ def _nll_sums(
     memory,
     starts_SBT=starts_SBT,
   )
-  nll_SBT = jnp.where(counts_SBT, nll_SBT, 0)
-  is_start_SBT = _is_start(batch.tokens_SBT, batch.targets_SBT, mark)
-  of_starts_SBT = jnp.where(is_start_SBT, nll_SBT, 0)
-  sums = nll_SBT.sum(axis=-1), of_starts_SBT.sum(axis=-1)
   # Whole on each device, so that each process can read them.
-  return jax.lax.with_sharding_constraint(
-    sums, mesh_lib.replicated(mesh)
-  ), memory
+  whole = mesh_lib.replicated(mesh)
+  nll_SBT = jax.lax.with_sharding_constraint(nll_SBT, whole)
+  return nll_SBT, _divided(memory, mesh)

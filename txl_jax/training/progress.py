@@ -6,7 +6,7 @@ import jax
 import tqdm
 
 from txl_jax.conversion import to_config_dict
-from txl_jax.evaluation.perplexity import Result
+from txl_jax.evaluation.perplexity import Result, settings_line
 from txl_jax.training import listeners
 from txl_jax.training.meter import Meter
 from txl_jax.training.setup import Setup
@@ -93,5 +93,6 @@ def record_result(
   measure = setup.corpus.vocabulary.measure
   setup.say(
     f'{split} at step {step:,}: loss {result.nll:.4f}  '
-    f'{measure} {getattr(result, measure):.4f}  ({result.tokens:,} tokens)'
+    f'{measure} {getattr(result, measure):.4f}  ({result.tokens:,} tokens, '
+    f'{settings_line(setup.config.eval)})'
   )

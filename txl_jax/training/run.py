@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from txl_jax.config import Config
 from txl_jax.conversion import from_config_dict, to_config_dict
 from txl_jax.data.corpora import load_corpus
 from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
-from txl_jax.evaluation.perplexity import Result, evaluate
+from txl_jax.evaluation.perplexity import Result, summed, token_losses
 from txl_jax.overrides import apply_overrides
 from txl_jax.parallel.mesh import make_mesh
 from txl_jax.training.averaging import averaged
@@ -40,8 +42,12 @@ class Run:
   vocabulary: Vocabulary
   say: Callable[[str], None]
 
-  def evaluate(self, split: str) -> Result:
-    """Scores a split of the corpus that the run was trained on."""
+  def tokens(self, split: str) -> np.ndarray:
+    """The ids of a split of the corpus that the run was trained on.
+
+    Raises:
+      InputError: if that is not the same text any more.
+    """
     corpus = load_corpus(self.config.data, self.say)
     fingerprint = corpus.fingerprint()
     if fingerprint != self.work.corpus_fingerprint():
@@ -49,11 +55,20 @@ class Run:
         f'{corpus.name} is not the text that the run was trained on: its '
         f'fingerprint was {self.work.corpus_fingerprint()}, now {fingerprint}'
       )
-    return evaluate(
+    return corpus.tokens[split]
+
+  def evaluate(self, split: str) -> Result:
+    """Scores a split of the corpus that the run was trained on."""
+    tokens = self.tokens(split)
+    return summed(self.token_losses(tokens), tokens, self.vocabulary)
+
+  def token_losses(self, tokens: np.ndarray) -> np.ndarray:
+    """The loss of each token of a text but the first, in order."""
+    return token_losses(
       self.config.model,
       self.params,
-      corpus.tokens[split],
-      corpus.vocabulary,
+      tokens,
+      self.vocabulary,
       self.config.eval,
       make_mesh(),
     )

@@ -11,7 +11,7 @@ import txl_jax
 from txl_jax.errors import InputError
 from txl_jax.evaluation.attention_maps import attention_maps, score_terms
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.ops.reference_attention import relative_attention
+from txl_jax.ops.relative_attention import relative_attention
 
 WIDTH, QUERIES, N = 16, 5, 40
 MODEL = txl_jax.ModelConfig(
@@ -44,8 +44,7 @@ def _attention_of_the_operator(model, attention, hidden_TD):
     *(attention[name] for name in ('relative', 'content_bias')),
     attention['position_bias'],
     jnp.maximum(jnp.arange(N)[None] - WIDTH + 1, 0),
-    dropout_rate=0.0,
-    dropout_seed=None,
+    implementation='reference',
   )
   return out_1THC[0, -1]
 

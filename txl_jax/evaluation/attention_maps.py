@@ -22,7 +22,8 @@ from txl_jax.errors import InputError
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.attention import project
 from txl_jax.model.positions import sinusoid_table
-from txl_jax.model.transformer import TransformerXL, layer_norm
+from txl_jax.model.transformer import TransformerXL
+from txl_jax.ops.layer_norm import layer_norm
 
 TERMS = ('content', 'content position', 'global content', 'global position')
 

@@ -1,5 +1,6 @@
 """The mesh, and the real model on meshes of every kind."""
 
+import dataclasses
 import functools
 
 import jax
@@ -60,6 +61,42 @@ def test_one_axis_takes_the_devices_that_are_left(config, shape):
 def test_sizes_that_do_not_fit_are_refused(sizes, words):
   with pytest.raises(InputError, match=words):
     mesh_lib.make_mesh(MeshConfig(**sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  """As a GPU or TPU shows itself to those who lay out meshes."""
+
+  id: int
+  slice_index: int
+  platform = 'gpu'
+  device_kind = 'NVIDIA H200'
+
+  @property
+  def process_index(self) -> int:
+    return self.slice_index
+
+
+@pytest.mark.parametrize(
+  'config, ids',
+  [
+    (MeshConfig(tensor=4), [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]),
+    (MeshConfig(1, 4, 2), [[[0, 1], [2, 3], [4, 5], [6, 7]]]),
+    (MeshConfig(1, 1, 8), [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
+  ],
+)
+def test_outer_axes_go_from_slice_to_slice(config, ids):
+  # Handed over in turns, as processes may start in any order.
+  devices = [_Device(4 * s + i, s) for i in range(4) for s in range(2)]
+  mesh = mesh_lib.make_mesh(config, devices)
+  found = np.vectorize(lambda device: device.id)(mesh.devices)
+  assert found.tolist() == ids
+
+
+def test_slices_of_different_size_are_refused():
+  devices = [_Device(i, i // 5) for i in range(8)]
+  with pytest.raises(InputError, match='equally many devices, found 5, 3'):
+    mesh_lib.make_mesh(MeshConfig(), devices)
 
 
 def test_rows_divide_over_data_and_fsdp_together():

@@ -1,5 +1,6 @@
 """The mesh of devices, and how arrays lie on it."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from txl_jax.config import MeshConfig
@@ -48,7 +51,33 @@ def make_mesh(
   shape = [given.get(name, n_devices // product) for name in AXES]
   # Linen's layers do not work on axes of the Explicit type, the default.
   types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  slices = collections.Counter(getattr(d, 'slice_index', 0) for d in devices)
+  if len(slices) == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  return Mesh(_grid_of_slices(shape, devices, slices), AXES, axis_types=types)
+
+
+def _grid_of_slices(
+  shape: list[int], devices: Sequence[Any], slices: dict[int, int]
+) -> np.ndarray:
+  """Devices whose network is fast only within a slice: a pod slice, a host.
+
+  The outer axes go from slice to slice, the inner ones stay within if they can:
+  data parallelism sends least.
+  """
+  if len(set(slices.values())) > 1:
+    found = ', '.join(map(str, slices.values()))
+    raise InputError(f'slices must have equally many devices, found {found}')
+  outer, left = [], len(slices)
+  for size in shape:
+    outer.append(math.gcd(size, left))
+    left //= outer[-1]
+  inner = [size // parts for size, parts in zip(shape, outer)]
+  # As `jax.make_mesh` has it for these chips.
+  split = devices[0].device_kind in ('TPU v5 lite', 'TPU v5e')
+  return mesh_utils.create_hybrid_device_mesh(
+    inner, outer, devices, allow_split_physical_axes=split
+  )
 
 
 def sharded(mesh: Mesh) -> contextlib.AbstractContextManager[None]:

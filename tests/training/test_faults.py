@@ -15,7 +15,8 @@ import pytest
 
 from txl_jax.training.run import load_run
 
-STEPS = 700
+# For each signal: on a busy machine it comes late.
+STEPS = 200
 EXPERIMENT = """
 from txl_jax.conversion import default_config
 
@@ -27,7 +28,7 @@ def get_config():
                d_ff=32, memory_length=8, dropout=0.2, attention_dropout=0.1),
     data=dict(path='TEXT'),
     optimizer=dict(learning_rate=1e-2, warmup_steps=5),
-    train=dict(steps=STEPS, batch_size=8, segment_length=8, log_every_steps=5,
+    train=dict(steps=20, batch_size=8, segment_length=8, log_every_steps=5,
                eval_every_steps=50, checkpoint_every_steps=20,
                tensorboard=False),
     eval=dict(batch_size=8, segment_length=64, memory_length=8),
@@ -44,8 +45,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   words = ['memory ', 'segment ', 'value ', 'key\n']
   text = folder / 'text.txt'
   text.write_text(''.join(random.Random(0).choices(words, k=8000)))
-  source = EXPERIMENT.replace('TEXT', str(text)).replace('STEPS', str(STEPS))
-  (folder / 'experiment.py').write_text(source)
+  (folder / 'experiment.py').write_text(EXPERIMENT.replace('TEXT', str(text)))
   return folder
 
 
@@ -93,44 +93,39 @@ def _stop_after(
     time.sleep(0.01)
 
 
-@pytest.fixture(scope='module')
-def undisturbed(folder) -> tuple[list[dict], dict]:
-  """The metrics and the final parameters of a run that nothing happened to."""
-  _finish(_start(folder, 'undisturbed'))
-  return _results(folder / 'undisturbed')
-
-
 def _results(work: pathlib.Path) -> tuple[list[dict], dict]:
   run = load_run(work, pytest.fail, checkpoint='last')
   return _lines(work), jax.device_get(run.params)
 
 
 @pytest.mark.slow
-def test_killed_at_random_and_stopped_by_signals(folder, undisturbed):
-  _survive(folder, undisturbed, kills=5, terms=2)
+def test_killed_at_random_and_stopped_by_signals(folder):
+  _survive(folder, kills=5, terms=2)
 
 
 @pytest.mark.full
-def test_killed_twenty_times(folder, undisturbed):
-  _survive(folder, undisturbed, kills=20, terms=5)
+def test_killed_twenty_times(folder):
+  _survive(folder, kills=20, terms=5)
 
 
-def _survive(folder, undisturbed, *, kills: int, terms: int) -> None:
+def _survive(folder, *, kills: int, terms: int) -> None:
   choose = random.Random(kills)
-  work = folder / f'killed{kills}'
+  work, undisturbed = folder / f'killed{kills}', folder / f'undisturbed{kills}'
+  steps = f'--config.train.steps={STEPS * (kills + terms)}'
   signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
   choose.shuffle(signals)
   reached = 0
   for what in signals:
-    process = _start(folder, work.name)
+    process = _start(folder, work.name, steps)
     _stop_after(process, work, reached + choose.randrange(1, 25), what)
     said, _ = process.communicate(timeout=300)
     expected = 77 if what == signal.SIGTERM else -signal.SIGKILL
     assert process.returncode == expected, said[-3000:]
     reached = max(line['step'] for line in _lines(work))
-  _finish(_start(folder, work.name))
+  for name in (work.name, undisturbed.name):
+    _finish(_start(folder, name, steps))
   lines, params = _results(work)
-  expected_lines, expected_params = undisturbed
+  expected_lines, expected_params = _results(undisturbed)
   key = lambda line: (line['step'], line['split'])  # noqa: E731
   assert sorted(lines, key=key) == sorted(expected_lines, key=key)
   for a, b in zip(
@@ -149,7 +144,6 @@ def test_two_processes_make_the_same_run(folder, mesh):
     _start(
       folder,
       f'two_{mesh}',
-      '--config.train.steps=20',
       '--config.train.eval_every_steps=20',
       f'--config.mesh.{mesh}=2',
       devices=4,
@@ -161,13 +155,7 @@ def test_two_processes_make_the_same_run(folder, mesh):
   ]
   for process in processes:
     _finish(process)
-  short = _start(
-    folder,
-    f'one_{mesh}',
-    '--config.train.steps=20',
-    '--config.train.eval_every_steps=20',
-  )
-  _finish(short)
+  _finish(_start(folder, f'one_{mesh}', '--config.train.eval_every_steps=20'))
   one, two = (_lines(folder / f'{n}_{mesh}') for n in ('one', 'two'))
   assert [line['step'] for line in one] == [line['step'] for line in two]
   for a, b in zip(one, two):

@@ -25,6 +25,16 @@ Say = Callable[[str], None]
 OPTIONAL = ('average', 'plateau')
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves it to the loop to ask whether a signal came.
+
+  JAX stops at the step after the last that anyone asked about; Orbax's threads
+  ask about steps of the past, after which no run would stop any more.
+  """
+
+  reached_preemption = staticmethod(lambda step: False)
+
+
 class Checkpoints:
   """The checkpoints of a folder, newest last.
 
@@ -57,7 +67,7 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     try:
-      return ocp.CheckpointManager(self._folder)
+      return _Manager(self._folder)
     # Damage to its own records keeps Orbax from opening any checkpoint.
     except Exception:
       steps = (p.name for p in self._folder.iterdir() if p.name.isdecimal())
@@ -67,7 +77,7 @@ class Checkpoints:
         raise
       for step, damage in broken.items():
         self._news.append(_moved(step, damage, self._move_aside(step)))
-      return ocp.CheckpointManager(self._folder)
+      return _Manager(self._folder)
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, ascending."""

@@ -220,6 +220,8 @@ def _join_alone() -> None:
       process_id=0,
       coordinator_bind_address=address,
       cluster_detection_method='deactivate',
+      # Else a process that is suspended counts as dead when it goes on.
+      heartbeat_timeout_seconds=365 * 24 * 3600,
     )
   except RuntimeError:  # JAX has been used already, by a notebook say.
     return

@@ -26,12 +26,10 @@ OPTIONAL = ('average', 'plateau')
 
 
 class _Manager(ocp.CheckpointManager):
-  """Leaves it to the loop to ask whether a signal came.
+  """Leaves it to the loop to ask whether a signal came."""
 
-  JAX stops at the step after the last that anyone asked about; Orbax's threads
-  ask about steps of the past, after which no run would stop any more.
-  """
-
+  # JAX stops at the step after the last that anyone asked about; Orbax's
+  # threads ask about past steps, after which no run would stop any more.
   reached_preemption = staticmethod(lambda step: False)
 
 

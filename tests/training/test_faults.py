@@ -15,8 +15,8 @@ import pytest
 
 from txl_jax.training.run import load_run
 
-# For each signal: on a busy machine it comes late.
-STEPS = 200
+# For each signal.
+STEPS = 100
 EXPERIMENT = """
 from txl_jax.conversion import default_config
 

@@ -188,15 +188,22 @@ def _attend_block(
   # Above the lowest, so that a query that sees nothing has no weights.
   state = tiles.rows_of(_LOWEST / 2), tiles.rows_of(0.0), tiles.zeros(shared.qu)
   most, total, acc = lax.fori_loop(begin, until, step, state)
-  total = jnp.maximum(total, 1e-30)
   plgpu.commit_smem()
-  inverse = lax.broadcast_in_dim(1 / (total * (1 - rate)), acc.shape, [0])
-  shared.qu[...] = (acc * inverse).astype(jnp.bfloat16)
-  shared.lse[...] = most + jnp.log2(total)
-  plgpu.commit_smem()
+  _to_shared(shared, most, total, acc / (1 - rate))
   plgpu.copy_smem_to_gmem(shared.qu, device.out.at[split, head, row, queries])
   plgpu.copy_smem_to_gmem(shared.lse, device.lse.at[split, head, row, queries])
   plgpu.wait_smem_to_gmem(0)
+
+
+def _to_shared(
+  shared: SimpleNamespace, most: jax.Array, total: jax.Array, acc: jax.Array
+) -> None:
+  """Puts the result where the queries were, and the sum of the weights."""
+  total = jnp.maximum(total, 1e-30)
+  inverse = lax.broadcast_in_dim(1 / total, acc.shape, [0])
+  shared.qu[...] = (acc * inverse).astype(jnp.bfloat16)
+  shared.lse[...] = most + jnp.log2(total)
+  plgpu.commit_smem()
 
 
 def _step(

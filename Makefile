@@ -2,38 +2,44 @@
 PYTHON ?= python3
 # Processes that tests run in; a file stays in one of them.
 JOBS ?= 2
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-full lint clean
+.PHONY: quickstart test test-slow test-full test-kernels lint clean
 
-quickstart: .venv/installed
+quickstart: $(VENV)/installed
 	$(BIN)/python -m txl_jax train --config=experiments/quickstart.py \
 	  --workdir=runs/quickstart
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not full'
 
-test-slow: .venv/installed-dev
+test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
-test-full: .venv/installed-dev
+test-full: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m full
 
-lint: .venv/installed-dev
+# Interpreting kernels for GPUs needs JAX 0.11 and Python 3.12: PYTHON=...
+test-kernels: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) tests/ops/test_mosaic_attention.py \
+	  tests/ops/test_mosaic_relative_attention.py
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv runs
+	rm -rf $(VENV) runs
 
-.venv/installed: setup.cfg pyproject.toml
+$(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python 3.11 or newer is needed; set PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+$(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
 	@touch $@

@@ -48,7 +48,9 @@ class ModelConfig:
   projection_init_std: float = 0.01
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'  # of activations
   # The paper's encoding on its way through ops/relative_attention.py.
-  attention_implementation: Literal['auto', 'reference', 'xla'] = 'auto'
+  attention_implementation: Literal[
+    'auto', 'reference', 'xla', 'mosaic_gpu'
+  ] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass
   unroll: int | None = None  # layers per loop; None = GPU: all, others: 1
 

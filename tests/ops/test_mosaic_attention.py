@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from txl_jax.ops import cached_attention as lib
-from txl_jax.ops import mosaic_attention
+from txl_jax.ops import mosaic_attention, mosaic_forward
 from txl_jax.ops.cached_attention import Slots, cached_attention, pad_table
 
-TILE = mosaic_attention.TILE
+TILE = mosaic_forward.TILE
 CASES = {
   # H, B, T, C, slots, rows of the table, where the queries begin
   'a segment': (2, 3, 128, 64, 448, 448, 300),
@@ -47,7 +47,7 @@ def test_tiles_hold_what_is_seen_and_windows_its_distances(case):
   n_blocks = -(-T // TILE)
   padded_BT = jnp.pad(first_BT, ((0, 0), (0, n_blocks * TILE - T)), mode='edge')
   n_splits = 3
-  tiles = mosaic_attention._tiles_of(padded_BT, slots.end, T, L, n_splits)
+  tiles = mosaic_forward.tiles_of(padded_BT, slots.end, T, L, n_splits)
   r_HWC = jnp.arange(float(W))[None, ::-1, None] * jnp.ones((1, 1, 8))
   table, start = mosaic_attention._table(r_HWC, L, slots.end)
   assert start % 8 == 0
@@ -110,17 +110,17 @@ def test_it_compiles_for_an_h200(case):
 
 
 def test_where_it_is_used(monkeypatch):
-  monkeypatch.setattr(lib, '_on_hopper', lambda: True)
+  monkeypatch.setattr(lib, 'on_hopper', lambda: True)
   assert lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4096)
   assert not lib._has_kernel(jnp.float32, (8, 1, 128, 64), 4096)
   assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 48), 4096)
   assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4000)
   assert not lib._has_kernel(jnp.bfloat16, (8, 1, 1, 64), 4096)
-  monkeypatch.setattr(lib, '_on_hopper', lambda: False)
+  monkeypatch.setattr(lib, 'on_hopper', lambda: False)
   assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4096)
 
 
-@pytest.mark.skipif(not lib._on_hopper(), reason='needs an NVIDIA Hopper GPU')
+@pytest.mark.skipif(not lib.on_hopper(), reason='needs an NVIDIA Hopper GPU')
 @cases
 def test_it_is_closer_than_xla_to_float32(case, monkeypatch):
   operands = _operands(case)

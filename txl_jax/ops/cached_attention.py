@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops import shards
 from txl_jax.ops.alignment import ALIGNMENT, aligned
+from txl_jax.ops.hopper import on_hopper
 
 # Keys of a tile of the kernel; their number must be a multiple of it.
 KERNEL_TILE = 64
@@ -83,7 +84,8 @@ def cached_attention(
     u_HC: content bias u.
     v_bias_HC: position bias v.
     first_BT: int, the first slot that each query sees; the last is its own.
-    implementation: 'auto' takes the kernel where it runs and pays.
+    implementation: 'auto' and 'mosaic_gpu' take the kernel where it runs and
+      pays.
 
   Returns:
     The attended values [B, T, H, C], as `relative_attention` gives them.
@@ -97,7 +99,7 @@ def cached_attention(
 
   operands = queries(u_HC), queries(v_bias_HC), slots
   has_kernel = _has_kernel(dtype, operands[0].shape, slots.keys_HBLC.shape[2])
-  if implementation == 'auto' and has_kernel:
+  if implementation in ('auto', 'mosaic_gpu') and has_kernel:
     out_HBTC = _by_kernel(*operands, first_BT)
   else:
     out_HBTC = _by_xla(*operands, first_BT)
@@ -185,10 +187,4 @@ def _has_kernel(
   H, B, T, C = shape
   fits = dtype == jnp.bfloat16 and C in (64, 128) and n_keys % KERNEL_TILE == 0
   # Few queries leave most of a tile empty.
-  return fits and (T >= 16 or H * B >= 128) and _on_hopper()
-
-
-def _on_hopper() -> bool:
-  if jax.default_backend() != 'gpu' or jax.__version_info__ < (0, 11):
-    return False
-  return float(jax.devices()[0].compute_capability) == 9.0
+  return fits and (T >= 16 or H * B >= 128) and on_hopper()

@@ -1,6 +1,7 @@
 """Tiles of 64 rows, the size of a matrix product, in kernels for Hopper."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, vector
+
+from txl_jax.ops import dropout
 
 TILE = 64
 # Elements from row to row of the ring: its slanted columns lie on other banks.
@@ -27,6 +30,19 @@ def shared_tile(width: int, *lead: int) -> Any:
 def shared_ring() -> Any:
   """Room for 64 rows of two halves, 64 columns each."""
   return plgpu.SMEM((TILE * _PITCH,), jnp.bfloat16)
+
+
+def fetch(pairs: Sequence[tuple[Any, Any]], barriers: Any) -> None:
+  """Copies arrays on the device to shared memory, and waits for all."""
+  for n, (source, target) in enumerate(pairs):
+    plgpu.copy_gmem_to_smem(source, target, barriers.at[n])
+  for n in range(len(pairs)):
+    plgpu.barrier_wait(barriers.at[n])
+
+
+def load_rows(source: Any) -> jax.Array:
+  """A number for each row, from shared memory."""
+  return plgpu.load(source, layout=plgpu.Layout.WGMMA.reduce(1))
 
 
 def zeros(like: Any) -> jax.Array:
@@ -67,11 +83,28 @@ def visible(first: Any, end: Any, key: Any) -> jax.Array:
     end: the key at the place of the first query.
     key: the first key of the tile.
   """
-  shape, layout = (TILE, TILE), plgpu.Layout.WGMMA
-  first_T = plgpu.load(first, layout=layout.reduce(1))
-  query = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
-  at = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout) + key
-  return (at <= query + end) & (at >= lax.broadcast_in_dim(first_T, shape, [0]))
+  query, at = _iota(jnp.int32, 0), _iota(jnp.int32, 1) + key
+  first = lax.broadcast_in_dim(load_rows(first), at.shape, [0])
+  return (at <= query + end) & (at >= first)
+
+
+def kept(words: Any, key: Any, rate: float) -> jax.Array:
+  """Which weights dropout keeps, [64, 64] (ops/dropout.py).
+
+  Args:
+    words: uint32 in shared memory, of each query.
+    key: the first key of the tile.
+    rate: share of weights that are dropped.
+  """
+  at = _iota(jnp.uint32, 1) + key.astype(jnp.uint32)
+  word = lax.broadcast_in_dim(load_rows(words), at.shape, [0])
+  return dropout.kept(word, at, rate)
+
+
+def _iota(dtype: Any, axis: int) -> jax.Array:
+  return plgpu.broadcasted_iota(
+    dtype, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA
+  )
 
 
 def keep(ring: Any, half: Any, columns: jax.Array) -> None:
@@ -127,3 +160,53 @@ def slanted(ring: Any, turn: Any) -> jax.Array:
     )
 
   return load(ring, turn)
+
+
+def write_slanted(target: Any, tile: jax.Array, turn: Any) -> None:
+  """Writes row i of a tile [64, 64] from column 63 - i on, round two halves.
+
+  Args:
+    target: two tiles in shared memory, the halves.
+    tile: bfloat16.
+    turn: the column that counts as the first.
+  """
+  transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+
+  @plgpu.inline_mgpu(
+    arg_types=(
+      plgpu.RefType(transforms),
+      plgpu.Layout.WGMMA,
+      plgpu.Layout.WG_SPLAT,
+    )
+  )
+  def store(ctx: Any, ref: Any, tile: Any, turn: Any) -> None:
+    del ctx
+    index = ir.IndexType.get()
+
+    def number(value: int) -> Any:
+      return arith.constant(index, value)
+
+    first = arith.addi(
+      arith.index_cast(index, turn.registers.flat[0]), number(TILE - 1)
+    )
+    for values, (i, j) in zip(
+      tile.registers.flat, tile.layout.thread_idxs((TILE, TILE))
+    ):
+      column = arith.subi(arith.addi(first, j), i)
+      high, low = arith.shrui(i, number(3)), arith.andi(i, number(7))
+      for n in range(tile.layout.vector_length):
+        at = arith.andi(arith.addi(column, number(n)), number(2 * TILE - 1))
+        half = arith.shrui(at, number(6))
+        # Tiles are stored with the eights of columns of a row exchanged.
+        eight = arith.andi(arith.shrui(at, number(3)), number(7))
+        eight = arith.shli(arith.xori(eight, low), number(3))
+        inner = arith.ori(eight, arith.andi(at, number(7)))
+        value = vector.extract(values, [], [n])
+        memref.store(value, ref, [half, high, number(0), low, inner])
+
+  store(target, tile, turn)
+
+
+def clear(target: Any) -> None:
+  """Fills a tile in shared memory with zeros."""
+  target[...] = zeros(target).astype(jnp.bfloat16)

@@ -8,14 +8,28 @@ computed as (q_i + u) . k_j + (q_i + v) . r_d. A query sees the keys from its
 `first` to itself.
 """
 
+from typing import Any
+
 import jax
 
 from txl_jax.errors import InputError
 from txl_jax.ops import reference_attention, xla_attention
 
+
+def _mosaic_gpu(*operands: jax.Array, **options: Any) -> jax.Array:
+  from txl_jax.ops import hopper
+
+  hopper.check_hopper()
+  # Half a second to import, for GPUs alone.
+  from txl_jax.ops import mosaic_relative_attention
+
+  return mosaic_relative_attention.relative_attention(*operands, **options)
+
+
 IMPLEMENTATIONS = {
   'reference': reference_attention.relative_attention,
   'xla': xla_attention.relative_attention,
+  'mosaic_gpu': _mosaic_gpu,
 }
 
 
@@ -51,14 +65,15 @@ def relative_attention(
     dropout_seed: uint32, needed if the rate is above 0; the mask is the
       `keep_mask` of [B, H, T, K] in every implementation.
     implementation: 'reference' (plain), 'xla' (the same with less memory
-      traffic) or 'auto', the fastest.
+      traffic), 'mosaic_gpu' (kernels for NVIDIA's Hopper, which write no scores
+      to memory in the forward pass; bfloat16, C at most 128) or 'auto', 'xla'.
 
   Returns:
     The attended values [B, T, H, C], in the dtype of the values; 0 for a query
     that sees no key.
 
   Raises:
-    InputError: for an unknown implementation.
+    InputError: for an unknown implementation, or one that cannot run here.
   """
   known = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}
   if implementation not in known:

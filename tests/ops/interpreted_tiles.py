@@ -1,0 +1,89 @@
+"""The primitives of `ops/mosaic_tiles.py` as the interpreter understands them.
+
+It knows copies, barriers and loops, but no tensor cores, layouts or inline code
+of Mosaic GPU: these are written out here. What remains to be tested on a GPU is
+what a primitive does, and not what a kernel makes of them.
+"""
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from txl_jax.ops.mosaic_tiles import TILE
+
+
+def shared_tile(width, *lead):
+  return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16)
+
+
+def shared_ring():
+  return plgpu.SMEM((TILE, 2 * TILE), jnp.bfloat16)
+
+
+def zeros(like):
+  return jnp.zeros(like.shape, jnp.float32)
+
+
+def rows_of(value):
+  return jnp.full((TILE,), value, jnp.float32)
+
+
+def load_rows(source):
+  return source[...]
+
+
+def product(left, right):
+  return _wide(left[...]) @ _wide(right[...]).T
+
+
+def add_product(acc, left, right):
+  return acc + _wide(left) @ _wide(right[...])
+
+
+def _wide(x):
+  return x.astype(jnp.float32)
+
+
+def _iota(dtype, axis):
+  return lax.broadcasted_iota(dtype, (TILE, TILE), axis)
+
+
+def keep(ring, half, columns):
+  for n in range(2):
+
+    @pl.when(half == n)
+    def _(n=n):
+      ring[:, pl.ds(n * TILE, TILE)] = columns.astype(jnp.bfloat16)
+
+
+def _slant(turn):
+  """The column of the ring that holds each element of a tile."""
+  return (TILE - 1 - _iota(jnp.int32, 0) + _iota(jnp.int32, 1) + turn) % 128
+
+
+def slanted(ring, turn):
+  return jnp.take_along_axis(ring[...], _slant(turn), axis=1)
+
+
+def write_slanted(target, tile, turn):
+  before = jnp.concatenate([target[0], target[1]], axis=1)
+  placed = _slant(turn)[..., None] == lax.broadcasted_iota(
+    jnp.int32, (TILE, TILE, 2 * TILE), 2
+  )
+  written = jnp.einsum('ijc,ij->ic', _wide(placed), _wide(tile))
+  after = jnp.where(placed.any(axis=1), written.astype(jnp.bfloat16), before)
+  target[0], target[1] = after[:, :TILE], after[:, TILE:]
+
+
+def clear(target):
+  target[...] = jnp.zeros(target.shape, jnp.bfloat16)
+
+
+def install(monkeypatch: object, tiles: object) -> None:
+  """Puts them in place of those of the module `tiles`."""
+  for name, value in globals().items():
+    if name != 'install' and hasattr(tiles, name) and callable(value):
+      if not isinstance(value, type) and value is not jax:
+        monkeypatch.setattr(tiles, name, value)

@@ -1,0 +1,181 @@
+"""The kernels of training, interpreted, and as they are on a Hopper GPU."""
+
+import functools
+
+import interpreted_tiles
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from txl_jax.errors import InputError
+from txl_jax.ops import hopper, mosaic_backward, mosaic_forward, mosaic_tiles
+from txl_jax.ops import mosaic_relative_attention as lib
+from txl_jax.ops.relative_attention import relative_attention
+
+NAMES = ('q', 'k', 'v', 'table', 'w_r', 'u', 'v_bias')
+SMALL = {
+  # B, T, M, H, C, dropout rate, attention span
+  'dropout': (2, 128, 64, 1, 64, 0.2, None),
+  'an odd length and width': (1, 150, 70, 2, 41, 0.1, 90),
+  'a wide head without memory': (1, 8, 0, 1, 128, 0.0, None),
+  'a long memory and a span': (1, 64, 320, 1, 128, 0.0, 100),
+  'one query': (1, 1, 64, 1, 64, 0.0, None),
+}
+LARGE = {
+  f'{T} {M} {C} {rate}': (2, T, M, 2, C, rate, span)
+  for T in (1, 8, 150, 192, 768)
+  for M in (0, T, 5 * T)
+  for C, rate, span in ((41, 0.0, None), (64, 0.2, T), (128, 0.1, None))
+}
+new_enough = pytest.mark.skipif(
+  jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
+)
+
+
+def _operands(case, dtype=jnp.bfloat16):
+  B, T, M, H, C, _, span = case
+  K, D = M + T, 32
+  keys = iter(jax.random.split(jax.random.key(0), 8))
+
+  def normal(*shape, scale=1.0):
+    return (scale * jax.random.normal(next(keys), shape)).astype(dtype)
+
+  own = M + jnp.arange(T)
+  first = jnp.maximum(own - span + 1, 0) if span else jnp.zeros(T, jnp.int32)
+  first_BT = jnp.tile(first, (B, 1))
+  first_BT = first_BT.at[0].max(min(M, 37))  # a memory that is partly filled
+  if T > 70:
+    first_BT = first_BT.at[-1, 70:].max(M + 70)  # a document begins
+  return (
+    *(normal(B, T, H, C), normal(B, K, H, C), normal(B, K, H, C)),
+    *(normal(K, D), normal(D, H, C, scale=D**-0.5)),
+    *(normal(H, C, scale=0.3), normal(H, C, scale=0.3)),
+  ), (first_BT, normal(B, T, H, C))
+
+
+def _results(case, implementation, dtype=jnp.bfloat16):
+  """The output, and the gradients of all operands."""
+  operands, (first_BT, gradient) = _operands(case)
+  operands = tuple(x.astype(dtype) for x in operands)
+  rate = case[5]
+
+  @jax.jit
+  def run(*operands):
+    attend = functools.partial(
+      relative_attention,
+      dropout_rate=rate,
+      dropout_seed=jnp.uint32(5) if rate else None,
+      implementation=implementation,
+    )
+    out, back = jax.vjp(lambda *x: attend(*x, first_BT), *operands)
+    return out, *back(gradient.astype(dtype))
+
+  with jax.default_matmul_precision('highest'):
+    return [np.asarray(x, np.float64) for x in run(*operands)]
+
+
+def _errors(found, expected):
+  return np.array(
+    [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, expected)]
+  )
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  import jax.experimental.pallas.mosaic_gpu as plgpu
+
+  interpreted_tiles.install(monkeypatch, mosaic_tiles)
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
+  caches = mosaic_forward._kernel, mosaic_backward._kernel, lib._once_a_layer
+  for cache in caches:
+    cache.cache_clear()
+  with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    yield
+  for cache in caches:
+    cache.cache_clear()
+
+
+@new_enough
+@pytest.mark.slow
+@pytest.mark.parametrize('case', SMALL.values(), ids=SMALL)
+def test_values_and_gradients_interpreted(case, interpreted):
+  _assert_as_close_as_xla(case)
+
+
+def _assert_as_close_as_xla(case):
+  expected = _results(case, 'reference', jnp.float32)
+  found = _errors(_results(case, 'mosaic_gpu'), expected)
+  by_xla = _errors(_results(case, 'xla'), expected)
+  for name, ours, theirs in zip(('out', *NAMES), found, by_xla):
+    assert ours < max(1.05 * theirs, 0.007), name
+
+
+@pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')
+@pytest.mark.parametrize('case', LARGE.values(), ids=LARGE)
+def test_it_is_as_close_as_xla_to_float32(case):
+  _assert_as_close_as_xla(case)
+
+
+@new_enough
+@pytest.mark.parametrize('C, rate', [(64, 0.0), (128, 0.1)])
+def test_it_compiles_for_an_h200(C, rate, monkeypatch):
+  from jax._src.mesh import AbstractDevice, use_abstract_mesh
+
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
+  case = (1, 64, 64, 1, C, rate, None)
+  operands, (first_BT, _) = _operands(case)
+
+  def loss(*operands):
+    return relative_attention(
+      *(*operands, first_BT),
+      dropout_rate=rate,
+      dropout_seed=jnp.uint32(0),
+      implementation='mosaic_gpu',
+    ).sum()
+
+  device = AbstractDevice('NVIDIA H200', None, 'gpu')
+  with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+    traced = jax.jit(jax.grad(loss, argnums=tuple(range(7)))).trace(*operands)
+    lowered = traced.lower(lowering_platforms=('cuda',))
+  assert lowered.as_text().count('custom_call @mosaic_gpu') == 2
+
+
+@new_enough
+def test_no_scores_are_kept_for_the_backward_pass():
+  B, T, M, H, C = 2, 128, 128, 2, 64
+  operands, (first_BT, _) = _operands((B, T, M, H, C, 0.1, None))
+  shapes = jax.eval_shape(
+    lambda *x: jax.vjp(
+      lambda *y: lib.relative_attention(
+        *y, first_BT, scale=1, dropout_rate=0.1, dropout_seed=jnp.uint32(0)
+      ),
+      *x,
+    )[1],
+    *operands,
+  )
+  largest = max(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert largest <= B * (M + T) * H * C < B * H * T * (M + T)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'dtype': jnp.float32}, "needs dtype 'bfloat16', found 'float32'"),
+    ({'C': 136}, 'needs a d_head of at most 128, found 136'),
+  ],
+)
+def test_what_it_cannot_do_is_refused(change, words, monkeypatch):
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
+  case = (1, 8, 0, 1, change.get('C', 64), 0.0, None)
+  operands, (first_BT, _) = _operands(case, change.get('dtype', jnp.bfloat16))
+  with pytest.raises(InputError, match=words):
+    relative_attention(*operands, first_BT, implementation='mosaic_gpu')
+
+
+def test_elsewhere_it_is_refused(monkeypatch):
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: False)
+  operands, (first_BT, _) = _operands((1, 8, 0, 1, 64, 0.0, None))
+  with pytest.raises(InputError, match='capability 9.0 and jax 0.11 or newer'):
+    relative_attention(*operands, first_BT, implementation='mosaic_gpu')

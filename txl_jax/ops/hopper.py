@@ -1,0 +1,26 @@
+"""Where the kernels for NVIDIA's Hopper run."""
+
+import jax
+
+from txl_jax.errors import InputError
+
+CAPABILITY, JAX_VERSION = 9.0, (0, 11)
+
+
+def on_hopper() -> bool:
+  """Whether this is a Hopper GPU, and JAX new enough."""
+  if jax.default_backend() != 'gpu' or jax.__version_info__ < JAX_VERSION:
+    return False
+  return float(jax.devices()[0].compute_capability) == CAPABILITY
+
+
+def check_hopper() -> None:
+  """Raises an InputError where the kernels do not run."""
+  if not on_hopper():
+    kind = jax.devices()[0].device_kind
+    needed = '.'.join(map(str, JAX_VERSION))
+    raise InputError(
+      "attention_implementation 'mosaic_gpu' needs an NVIDIA GPU of compute "
+      f'capability {CAPABILITY} and jax {needed} or newer, found {kind!r} and '
+      f'jax {jax.__version__}'
+    )

@@ -1,0 +1,186 @@
+"""Relative attention by the kernels for Hopper, with its gradients.
+
+The forward pass keeps its operands, its result and one number a query. The
+backward kernel computes the weights again and writes them once, with the
+gradients of the scores; what remains are matrix products.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from txl_jax.errors import InputError
+from txl_jax.ops import dropout, shards
+from txl_jax.ops.mosaic_backward import score_gradients
+from txl_jax.ops.mosaic_forward import forward, tiles_of
+from txl_jax.ops.mosaic_tiles import TILE
+
+WIDTHS = (64, 128)  # of heads, to which others are padded
+
+
+class _Static(NamedTuple):
+  """What is known when it is compiled."""
+
+  n_queries: int  # without padding
+  end: int  # M, the key at the place of the first query
+  rate: float  # of dropout
+
+
+def relative_attention(
+  q_BTHC: jax.Array,
+  k_BKHC: jax.Array,
+  v_BKHC: jax.Array,
+  table_KD: jax.Array,
+  w_r_DHC: jax.Array,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
+  first_BT: jax.Array,
+  *,
+  scale: float,
+  dropout_rate: float,
+  dropout_seed: jax.Array | None,
+) -> jax.Array:
+  """The operator of `ops/relative_attention.py`."""
+  B, T, H, C = q_BTHC.shape
+  M = k_BKHC.shape[1] - T
+  _check(q_BTHC.dtype, C)
+  width = WIDTHS[0] if C <= WIDTHS[0] else WIDTHS[1]
+  T_pad, K_pad = _whole_tiles(T), _whole_tiles(M + T)
+
+  def queries(bias_HC: jax.Array) -> jax.Array:
+    wide = q_BTHC.astype(jnp.float32) + bias_HC.astype(jnp.float32)
+    return _heads_first((wide * scale).astype(q_BTHC.dtype), T_pad, width)
+
+  # Rows of the table: first those that only padded queries need, last those
+  # that only keys meet which no query sees.
+  after = _whole_tiles(T_pad + M + 2 * TILE) - T_pad - M
+  table_WD = jnp.pad(table_KD, ((T_pad - T, after), (0, 0)))
+  w_r_DHC = jnp.pad(w_r_DHC, ((0, 0), (0, 0), (0, width - C)))
+  words_HBT = None
+  if dropout_rate:
+    rows = dropout.row_index((B, H, T))
+    words_HBT = dropout.row_words(dropout_seed, rows).swapaxes(0, 1)
+    words_HBT = jnp.pad(words_HBT, ((0, 0), (0, 0), (0, T_pad - T)))
+  padding = ((0, 0), (0, T_pad - T))
+  first_BT = jnp.pad(first_BT.astype(jnp.int32), padding, mode='edge')
+  attend = shards.per_shard(
+    functools.partial(_attend, _Static(T, M, dropout_rate)),
+    (*[('heads', 'rows')] * 4, ('heads',), ('rows',), ('heads', 'rows')),
+    ('heads', 'rows'),
+  )
+  out_HBTC = attend(
+    *(queries(u_HC), queries(v_bias_HC)),
+    *(_heads_first(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
+    jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC),
+    *(first_BT, words_HBT),
+  )
+  return out_HBTC[:, :, :T, : v_BKHC.shape[-1]].transpose(1, 2, 0, 3)
+
+
+def _check(dtype: Any, C: int) -> None:
+  if dtype != jnp.bfloat16:
+    raise InputError(
+      "attention_implementation 'mosaic_gpu' needs dtype 'bfloat16', found "
+      f'{str(dtype)!r}'
+    )
+  if C > WIDTHS[-1]:
+    raise InputError(
+      "attention_implementation 'mosaic_gpu' needs a d_head of at most "
+      f'{WIDTHS[-1]}, found {C}'
+    )
+
+
+def _whole_tiles(length: int) -> int:
+  return -(-length // TILE) * TILE
+
+
+def _heads_first(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
+  """Padded with zeros to this length and width, [H, B, X, C]."""
+  _, X, _, C = x_BXHC.shape
+  padding = ((0, 0), (0, length - X), (0, 0), (0, width - C))
+  return jnp.pad(x_BXHC, padding).transpose(2, 0, 1, 3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+  static: _Static,
+  qu_HBTC: jax.Array,
+  qv_HBTC: jax.Array,
+  k_HBLC: jax.Array,
+  v_HBLC: jax.Array,
+  r_HWC: jax.Array,
+  first_BT: jax.Array,
+  words_HBT: jax.Array | None,
+) -> jax.Array:
+  """The attended values [H, B, T, C], all sizes padded."""
+  operands = qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC
+  return _forward(static, *operands, first_BT, words_HBT)[0]
+
+
+def _forward(
+  static: _Static,
+  qu_HBTC: jax.Array,
+  qv_HBTC: jax.Array,
+  k_HBLC: jax.Array,
+  v_HBLC: jax.Array,
+  r_HWC: jax.Array,
+  first_BT: jax.Array,
+  words_HBT: jax.Array | None,
+) -> tuple[jax.Array, tuple]:
+  operands = qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT
+  places_2 = np.array([static.end, _start(qu_HBTC)], np.int32)
+  tiles = _tiles(static, first_BT, k_HBLC)
+  out_SHBTC, lse_SHBT = _once_a_layer(forward, static.rate)(
+    *operands, tiles, jnp.asarray(places_2), words_HBT
+  )
+  return out_SHBTC[0], (*operands, words_HBT, out_SHBTC[0], lse_SHBT[0])
+
+
+def _start(qu_HBTC: jax.Array) -> int:
+  """The row of the table where the window of queries and keys from 0 begins."""
+  return qu_HBTC.shape[2] - TILE
+
+
+def _tiles(
+  static: _Static, first_BT: jax.Array, k_HBLC: jax.Array
+) -> jax.Array:
+  end, L = jnp.int32(static.end), k_HBLC.shape[2]
+  return tiles_of(first_BT, end, static.n_queries, L, 1)
+
+
+@functools.cache
+def _once_a_layer(function: Any, rate: float, **places: int) -> Any:
+  """Compiled for itself, so that it is lowered once for all layers."""
+  return jax.jit(functools.partial(function, rate=rate, **places))
+
+
+def _backward(
+  static: _Static, saved: tuple, gradient_HBTC: jax.Array
+) -> tuple[Any, ...]:
+  qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT = saved[:6]
+  words_HBT, out_HBTC, lse_HBT = saved[6:]
+  gradient_HBTC = gradient_HBTC.astype(jnp.float32)
+  mean_HBT = (gradient_HBTC * out_HBTC.astype(jnp.float32)).sum(-1)
+  # With respect to the sums of the weights that are left, times values.
+  dout_HBTC = (gradient_HBTC / (1 - static.rate)).astype(qu_HBTC.dtype)
+  run = _once_a_layer(
+    score_gradients, static.rate, end=static.end, start=_start(qu_HBTC)
+  )
+  found = run(
+    *(qu_HBTC, qv_HBTC, dout_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT),
+    *(lse_HBT, mean_HBT, _tiles(static, first_BT, k_HBLC), words_HBT),
+  )
+  gradients = (
+    found.dqu_HBTC,
+    jnp.einsum('hbtw,hwc->hbtc', found.draw_HBTW, r_HWC),
+    jnp.einsum('hbtl,hbtc->hblc', found.dscore_HBTL, qu_HBTC),
+    jnp.einsum('hbtl,hbtc->hblc', found.weight_HBTL, dout_HBTC),
+    jnp.einsum('hbtw,hbtc->hwc', found.draw_HBTW, qv_HBTC),
+  )
+  return *gradients, None, None
+
+
+_attend.defvjp(_forward, _backward)

@@ -132,19 +132,6 @@ def test_the_newest_is_restored_and_old_ones_are_dropped(tmp_path):
   assert not said
 
 
-def test_the_loop_alone_asks_for_signals(tmp_path, monkeypatch):
-  asked = []
-  monkeypatch.setattr(
-    'jax.experimental.multihost_utils.reached_preemption_sync_point',
-    lambda step: bool(asked.append(step)),
-  )
-  checkpoints = Checkpoints(tmp_path)
-  for step in (1, 2):
-    checkpoints.save(_state(step), {})
-  checkpoints.close()
-  assert checkpoints.steps() == [1, 2] and not asked
-
-
 def test_without_checkpoints_there_is_nothing(tmp_path):
   restored, said = _restore(tmp_path / 'new')
   assert restored is None

@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
   from txl_jax.commands.evaluate import add_eval
   from txl_jax.commands.fragmentation import add_fragmentation
   from txl_jax.commands.generate import add_generate
+  from txl_jax.commands.plan import add_plan
   from txl_jax.commands.recl import add_recl
   from txl_jax.commands.report import add_report
   from txl_jax.commands.score import add_score
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
   add_generate(commands)
   add_report(commands)
   add_bench(commands)
+  add_plan(commands)
   add_sweep(commands)
   add_recl(commands)
   add_speed(commands)

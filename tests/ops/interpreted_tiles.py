@@ -1,11 +1,12 @@
-"""The primitives of `ops/mosaic_tiles.py` as the interpreter understands them.
+"""What `ops/mosaic_tiles.py` and `ops/mosaic_slant.py` do, for the interpreter.
 
 It knows copies, barriers and loops, but no tensor cores, layouts or inline code
 of Mosaic GPU: these are written out here. What remains to be tested on a GPU is
 what a primitive does, and not what a kernel makes of them.
 """
 
-import jax
+import inspect
+
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -46,8 +47,16 @@ def _wide(x):
   return x.astype(jnp.float32)
 
 
-def _iota(dtype, axis):
-  return lax.broadcasted_iota(dtype, (TILE, TILE), axis)
+def rows(first):
+  return _iota(0) + first
+
+
+def columns(first):
+  return _iota(1) + first
+
+
+def _iota(axis):
+  return lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis)
 
 
 def keep(ring, half, columns):
@@ -60,7 +69,7 @@ def keep(ring, half, columns):
 
 def _slant(turn):
   """The column of the ring that holds each element of a tile."""
-  return (TILE - 1 - _iota(jnp.int32, 0) + _iota(jnp.int32, 1) + turn) % 128
+  return (TILE - 1 - _iota(0) + _iota(1) + turn) % 128
 
 
 def slanted(ring, turn):
@@ -81,9 +90,10 @@ def clear(target):
   target[...] = jnp.zeros(target.shape, jnp.bfloat16)
 
 
-def install(monkeypatch: object, tiles: object) -> None:
-  """Puts them in place of those of the module `tiles`."""
+def install(monkeypatch: object, *modules: object) -> None:
+  """Puts them in place of those of these modules."""
   for name, value in globals().items():
-    if name != 'install' and hasattr(tiles, name) and callable(value):
-      if not isinstance(value, type) and value is not jax:
-        monkeypatch.setattr(tiles, name, value)
+    if inspect.isfunction(value) and value.__module__ == __name__:
+      for module in modules:
+        if hasattr(module, name):
+          monkeypatch.setattr(module, name, value)

@@ -10,7 +10,13 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from txl_jax.errors import InputError
-from txl_jax.ops import hopper, mosaic_backward, mosaic_forward, mosaic_tiles
+from txl_jax.ops import (
+  hopper,
+  mosaic_backward,
+  mosaic_forward,
+  mosaic_slant,
+  mosaic_tiles,
+)
 from txl_jax.ops import mosaic_relative_attention as lib
 from txl_jax.ops.relative_attention import relative_attention
 
@@ -86,7 +92,7 @@ def _errors(found, expected):
 def interpreted(monkeypatch):
   import jax.experimental.pallas.mosaic_gpu as plgpu
 
-  interpreted_tiles.install(monkeypatch, mosaic_tiles)
+  interpreted_tiles.install(monkeypatch, mosaic_tiles, mosaic_slant)
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
   caches = mosaic_forward._kernel, mosaic_backward._kernel, lib._once_a_layer
   for cache in caches:

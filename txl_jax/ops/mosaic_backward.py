@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
 
@@ -125,7 +126,7 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
     ),
     scratch_types=dict(
       **dict(qu=tile(), qv=tile(), dout=tile(), k=tile(), v=tile(), r=tile()),
-      **dict(ring=tiles.shared_ring(), draw=square(2)),
+      **dict(ring=slant.shared_ring(), draw=square(2)),
       **dict(weight=square(), dscore=square()),
       **dict(first=number(jnp.int32), lse=number(jnp.float32)),
       **dict(mean=number(jnp.float32)),
@@ -174,10 +175,13 @@ class _Block:
 
     @pl.when(self._begin < self._until)
     def _():
-      tiles.fetch([(self._rows(self._begin), shared.r)], shared.loaded)
-      tiles.keep(shared.ring, 0, tiles.product(shared.qv, shared.r))
+      self._fetch_rows(self._begin)
+      plgpu.barrier_wait(shared.loaded.at[0])
+      slant.keep(shared.ring, 0, tiles.product(shared.qv, shared.r))
       plgpu.commit_smem()
-      self._fetch(self._begin)
+      self._fetch_rows(self._begin + 1)
+      for name in ('k', 'v'):
+        self._fetch(name, self._begin)
 
     zeros = tiles.zeros(shared.qu)
     acc = lax.fori_loop(self._begin, self._until, self._step, zeros)
@@ -198,32 +202,28 @@ class _Block:
     first = device.first.at[self._row, self._queries]
     tiles.fetch([*pairs, (first, shared.first)], shared.ready)
 
-  def _rows(self, at: Any) -> Any:
-    """64 rows of the table, the left half of the window of a tile."""
+  def _fetch_rows(self, at: Any) -> None:
+    """Begins to fetch the left half of the window of a tile."""
     rows = pl.ds(self._window + at * TILE, TILE)
-    return self._device.r.at[self._head, rows]
+    source = self._device.r.at[self._head, rows]
+    plgpu.copy_gmem_to_smem(source, self._shared.r, self._shared.loaded.at[0])
 
-  def _fetch(self, at: Any) -> None:
-    """Begins to fetch what a tile needs."""
-    device, shared = self._device, self._shared
-    keys = self._head, self._row, pl.ds(at * TILE, TILE)
-    for n, (source, target) in enumerate(
-      (
-        (self._rows(at + 1), shared.r),
-        (device.k.at[*keys], shared.k),
-        (device.v.at[*keys], shared.v),
-      )
-    ):
-      plgpu.copy_gmem_to_smem(source, target, shared.loaded.at[n])
+  def _fetch(self, name: str, at: Any) -> None:
+    """Begins to fetch a tile of keys, `k`, or values, `v`."""
+    source, target = (getattr(x, name) for x in (self._device, self._shared))
+    source = source.at[self._head, self._row, pl.ds(at * TILE, TILE)]
+    loaded = self._shared.loaded.at[{'k': 1, 'v': 2}[name]]
+    plgpu.copy_gmem_to_smem(source, target, loaded)
 
   def _step(self, at: Any, acc: jax.Array) -> jax.Array:
     """Takes in tile number `at`, and writes what it gives."""
     shared, rate = self._shared, self._static.rate
-    half = lax.rem(at - self._begin, 2)
+    half, more = lax.rem(at - self._begin, 2), at + 1 < self._until
     plgpu.barrier_wait(shared.loaded.at[0])
-    tiles.keep(shared.ring, 1 - half, tiles.product(shared.qv, shared.r))
+    slant.keep(shared.ring, 1 - half, tiles.product(shared.qv, shared.r))
     plgpu.commit_smem()
-    position = tiles.slanted(shared.ring, half * TILE)
+    pl.when(more)(lambda: self._fetch_rows(at + 2))
+    position = slant.slanted(shared.ring, half * TILE)
     plgpu.barrier_wait(shared.loaded.at[1])
     score = tiles.product(shared.qu, shared.k) + position.astype(jnp.float32)
     score = score * math.log2(math.e) - _over_keys(shared.lse)
@@ -239,16 +239,17 @@ class _Block:
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     shared.weight[...] = used.astype(jnp.bfloat16)
     shared.dscore[...] = dscore
-    tiles.write_slanted(shared.draw, dscore, half * TILE)
+    slant.write_slanted(shared.draw, dscore, half * TILE)
     plgpu.commit_smem()
+    pl.when(more)(lambda: self._fetch('v', at + 1))
     for name in ('weight', 'dscore'):
       self._write(getattr(shared, name), name, at * TILE)
     # The half of the window that is complete.
     self._write(shared.draw.at[half], 'draw', self._window + at * TILE)
     acc = tiles.add_product(acc, dscore, shared.k)
-    # All are done with the tile.
+    # All are done with the keys.
     plgpu.commit_smem()
-    pl.when(at + 1 < self._until)(lambda: self._fetch(at + 1))
+    pl.when(more)(lambda: self._fetch('k', at + 1))
     return acc
 
   def _write(self, source: Any, name: str, column: Any) -> None:
@@ -264,7 +265,7 @@ class _Block:
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     tiles.clear(shared.weight)
     nothing = tiles.zeros(shared.weight).astype(jnp.bfloat16)
-    tiles.write_slanted(shared.draw, nothing, half * TILE)
+    slant.write_slanted(shared.draw, nothing, half * TILE)
     shared.qu[...] = acc.astype(jnp.bfloat16)
     plgpu.commit_smem()
 

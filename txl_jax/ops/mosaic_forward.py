@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
 
@@ -120,7 +121,7 @@ def _kernel(n_splits: int, H: int, B: int, T: int, C: int, rate: float) -> Any:
     scratch_types=dict(
       **dict(qu=tile(), qv=tile()),
       **dict(k=tile(stages), r=tile(stages), v=tile(stages)),
-      ring=tiles.shared_ring(),
+      ring=slant.shared_ring(),
       first=plgpu.SMEM((TILE,), jnp.int32),
       **({'words': plgpu.SMEM((TILE,), jnp.uint32)} if rate else {}),
       lse=plgpu.SMEM((TILE,), jnp.float32),
@@ -180,7 +181,7 @@ def _attend_block(
       rows(begin), shared.r.at[last], shared.loaded.at[last]
     )
     plgpu.barrier_wait(shared.loaded.at[last])
-    tiles.keep(shared.ring, 0, tiles.product(shared.qv, shared.r.at[last]))
+    slant.keep(shared.ring, 0, tiles.product(shared.qv, shared.r.at[last]))
     plgpu.commit_smem()
     fetch(begin, 0)
 
@@ -222,7 +223,7 @@ def _step(
   n = at - begin
   stage, half = lax.rem(n, stages), lax.rem(n, 2)
   plgpu.barrier_wait(shared.loaded.at[stage])
-  tiles.keep(
+  slant.keep(
     shared.ring, 1 - half, tiles.product(shared.qv, shared.r.at[stage])
   )
   plgpu.commit_smem()
@@ -233,7 +234,7 @@ def _step(
   if stages > 1:
     # All are done with the tile before, whose place is free.
     fetch_next()
-  position = tiles.slanted(shared.ring, half * TILE)
+  position = slant.slanted(shared.ring, half * TILE)
   plgpu.barrier_wait(shared.loaded.at[stages + stage])
   score = tiles.product(shared.qu, shared.k.at[stage])
   score += position.astype(jnp.float32)

@@ -1,7 +1,6 @@
 """Tiles of 64 rows, the size of a matrix product, in kernels for Hopper."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,24 +11,18 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, memref, vector
+from jax.extend.mlir.dialects import arith, vector
 
 from txl_jax.ops import dropout
 
 TILE = 64
-# Elements from row to row of the ring: its slanted columns lie on other banks.
-_PITCH = 2 * TILE + 8
+# How tiles lie in shared memory for products.
+TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
 
 def shared_tile(width: int, *lead: int) -> Any:
   """Room for bfloat16 tiles that products can read."""
-  transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-  return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16, transforms=transforms)
-
-
-def shared_ring() -> Any:
-  """Room for 64 rows of two halves, 64 columns each."""
-  return plgpu.SMEM((TILE * _PITCH,), jnp.bfloat16)
+  return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16, transforms=TRANSFORMS)
 
 
 def fetch(pairs: Sequence[tuple[Any, Any]], barriers: Any) -> None:
@@ -83,9 +76,9 @@ def visible(first: Any, end: Any, key: Any) -> jax.Array:
     end: the key at the place of the first query.
     key: the first key of the tile.
   """
-  query, at = _iota(jnp.int32, 0), _iota(jnp.int32, 1) + key
+  at = columns(key)
   first = lax.broadcast_in_dim(load_rows(first), at.shape, [0])
-  return (at <= query + end) & (at >= first)
+  return (at <= rows(end)) & (at >= first)
 
 
 def kept(words: Any, key: Any, rate: float) -> jax.Array:
@@ -96,115 +89,71 @@ def kept(words: Any, key: Any, rate: float) -> jax.Array:
     key: the first key of the tile.
     rate: share of weights that are dropped.
   """
-  at = _iota(jnp.uint32, 1) + key.astype(jnp.uint32)
+  at = columns(key).astype(jnp.uint32)
   word = lax.broadcast_in_dim(load_rows(words), at.shape, [0])
   return dropout.kept(word, at, rate)
 
 
-def _iota(dtype: Any, axis: int) -> jax.Array:
-  return plgpu.broadcasted_iota(
-    dtype, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA
-  )
+def rows(first: Any) -> jax.Array:
+  """The number of each row, counted from `first`; int32 [64, 64]."""
+  return _numbers(first, 0)
 
 
-def keep(ring: Any, half: Any, columns: jax.Array) -> None:
-  """Writes 64 columns into a half of the ring, 0 or 1."""
-  rows = ring.at[pl.ds(0, TILE * _PITCH)].reshape(TILE, _PITCH)
-
-  def write(n: int) -> None:
-    target = rows.at[:, pl.ds(n * TILE, TILE)]
-    target[...] = columns.astype(jnp.bfloat16)
-
-  for n in range(2):
-    pl.when(half == n)(functools.partial(write, n))
+def columns(first: Any) -> jax.Array:
+  """The number of each column, counted from `first`; int32 [64, 64]."""
+  return _numbers(first, 1)
 
 
-def slanted(ring: Any, turn: Any) -> jax.Array:
-  """Row i of the ring from column 63 - i on, bfloat16 [64, 64].
-
-  Args:
-    ring: 64 rows.
-    turn: the column that counts as the first.
-  """
-
+def _numbers(first: Any, axis: int) -> jax.Array:
+  # What a thread adds to the number of its first element is a constant.
   @plgpu.inline_mgpu(
-    arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT),
+    arg_types=(plgpu.Layout.WG_SPLAT,),
     return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
+      (TILE, TILE), jnp.int32, layout=plgpu.Layout.WGMMA
     ),
   )
-  def load(ctx: Any, ref: Any, turn: Any) -> Any:
+  def count(ctx: Any, first: Any) -> Any:
     del ctx
-    layout, index = mgpu.WGMMA_LAYOUT, ir.IndexType.get()
-    registers = np.empty(layout.registers_shape((TILE, TILE)), dtype=object)
-    element = ir.MemRefType(ref.type).element_type
-    several = ir.VectorType.get((layout.vector_length,), element)
-    first = arith.addi(
-      arith.index_cast(index, turn.registers.flat[0]),
-      arith.constant(index, TILE - 1),
-    )
-    for place, (i, j) in zip(
-      np.ndindex(registers.shape), layout.thread_idxs((TILE, TILE))
-    ):
-      row = arith.muli(i, arith.constant(index, _PITCH))
-      column = arith.subi(arith.addi(first, j), i)
-      found = []
-      for n in range(layout.vector_length):
-        at = arith.addi(column, arith.constant(index, n))
-        # Round the ring.
-        at = arith.andi(at, arith.constant(index, 2 * TILE - 1))
-        found.append(memref.load(ref, [arith.addi(row, at)]))
-      registers[place] = vector.from_elements(several, found)
-    return mgpu.FragmentedArray(
-      _registers=registers, _layout=layout, _is_signed=None
-    )
+    number = ir.IntegerType.get_signless(32)
+    pair = ir.VectorType.get((2,), number)
+    start = arith.addi(thread_place()[axis], first.registers.flat[0])
 
-  return load(ring, turn)
+    def values(*step: int) -> Any:
+      further = (step[axis] + n * axis for n in range(2))
+      found = [arith.addi(start, arith.constant(number, n)) for n in further]
+      return vector.from_elements(pair, found)
+
+    return fragments(values, is_signed=True)
+
+  return count(jnp.asarray(first, jnp.int32))
 
 
-def write_slanted(target: Any, tile: jax.Array, turn: Any) -> None:
-  """Writes row i of a tile [64, 64] from column 63 - i on, round two halves.
+def thread_place() -> tuple[Any, Any]:
+  """Row and column of the first element that a thread holds of a tile."""
+  number = ir.IntegerType.get_signless(32)
+  place = next(iter(mgpu.WGMMA_LAYOUT.thread_idxs((TILE, TILE))))
+  return tuple(arith.index_cast(number, x) for x in place)
 
-  Args:
-    target: two tiles in shared memory, the halves.
-    tile: bfloat16.
-    turn: the column that counts as the first.
-  """
-  transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
-  @plgpu.inline_mgpu(
-    arg_types=(
-      plgpu.RefType(transforms),
-      plgpu.Layout.WGMMA,
-      plgpu.Layout.WG_SPLAT,
-    )
+def steps() -> list[tuple[int, int]]:
+  """Rows and columns from there to the pair in each of its registers."""
+  layout = mgpu.WGMMA_LAYOUT
+  strides = layout.tiling.tile_strides((TILE, 1))
+  places = np.ndindex(layout.registers_shape((TILE, TILE)))
+  return [
+    divmod(sum(n * stride for n, stride in zip(place, strides)), TILE)
+    for place in places
+  ]
+
+
+def fragments(values: Callable[[int, int], Any], is_signed: Any = None) -> Any:
+  """A tile in registers, from a function of the `steps` to each pair."""
+  layout = mgpu.WGMMA_LAYOUT
+  registers = np.empty(layout.registers_shape((TILE, TILE)), dtype=object)
+  registers.flat[:] = [values(*step) for step in steps()]
+  return mgpu.FragmentedArray(
+    _registers=registers, _layout=layout, _is_signed=is_signed
   )
-  def store(ctx: Any, ref: Any, tile: Any, turn: Any) -> None:
-    del ctx
-    index = ir.IndexType.get()
-
-    def number(value: int) -> Any:
-      return arith.constant(index, value)
-
-    first = arith.addi(
-      arith.index_cast(index, turn.registers.flat[0]), number(TILE - 1)
-    )
-    for values, (i, j) in zip(
-      tile.registers.flat, tile.layout.thread_idxs((TILE, TILE))
-    ):
-      column = arith.subi(arith.addi(first, j), i)
-      high, low = arith.shrui(i, number(3)), arith.andi(i, number(7))
-      for n in range(tile.layout.vector_length):
-        at = arith.andi(arith.addi(column, number(n)), number(2 * TILE - 1))
-        half = arith.shrui(at, number(6))
-        # Tiles are stored with the eights of columns of a row exchanged.
-        eight = arith.andi(arith.shrui(at, number(3)), number(7))
-        eight = arith.shli(arith.xori(eight, low), number(3))
-        inner = arith.ori(eight, arith.andi(at, number(7)))
-        value = vector.extract(values, [], [n])
-        memref.store(value, ref, [half, high, number(0), low, inner])
-
-  store(target, tile, turn)
 
 
 def clear(target: Any) -> None:

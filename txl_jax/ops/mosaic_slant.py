@@ -1,0 +1,147 @@
+"""Reading and writing tiles along a slant, in kernels for Hopper.
+
+Row i of a tile [64, 64] lies from column 63 - i on, among the 128 columns of
+two halves; which half is the left one changes from tile to tile. A thread
+computes the 18 places that its 32 elements have up to a step that is known when
+the kernel is compiled, anew for each tile: kept for all tiles, they would take
+the registers.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.experimental.mosaic.gpu as mgpu
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, memref, vector
+
+from txl_jax.ops import mosaic_tiles as tiles
+from txl_jax.ops.mosaic_tiles import TILE
+
+# Elements from row to row of the ring: its slanted columns lie on other banks.
+_PITCH = 2 * TILE + 8
+
+
+def shared_ring() -> Any:
+  """Room for 64 rows of two halves, 64 columns each."""
+  return plgpu.SMEM((TILE * _PITCH,), jnp.bfloat16)
+
+
+def keep(ring: Any, half: Any, tile: jax.Array) -> None:
+  """Writes a tile into a half of the ring, 0 or 1; not along a slant."""
+
+  @plgpu.inline_mgpu(
+    arg_types=(
+      plgpu.RefType(),
+      plgpu.Layout.WGMMA,
+      plgpu.Layout.WG_SPLAT,
+    )
+  )
+  def store(ctx: Any, ref: Any, tile: Any, half: Any) -> None:
+    del ctx
+    row, column = tiles.thread_place()
+    half = arith.muli(half.registers.flat[0], _number(TILE))
+    start = arith.addi(arith.muli(row, _number(_PITCH)), column)
+    start = _index(arith.addi(start, half))
+    for pair, (down, right) in zip(tile.registers.flat, tiles.steps()):
+      step = arith.constant(ir.IndexType.get(), down * _PITCH + right)
+      vector.store(pair, ref, [arith.addi(start, step)], alignment=4)
+
+  store(ring, tile.astype(jnp.bfloat16), half)
+
+
+def slanted(ring: Any, turn: Any) -> jax.Array:
+  """The tile that lies along the slant, bfloat16 [64, 64].
+
+  Args:
+    ring: 64 rows.
+    turn: the column that counts as the first, 0 or 64.
+  """
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT),
+    return_type=plgpu.ShapeDtypeStruct(
+      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
+    ),
+  )
+  def load(ctx: Any, ref: Any, turn: Any) -> Any:
+    del ctx
+    row, start = _start(turn)
+    row = arith.muli(row, _number(_PITCH))
+    pair = ir.VectorType.get((2,), ir.BF16Type.get())
+
+    @functools.cache
+    def place(n: int) -> Any:
+      return _index(arith.addi(row, _column(start, n)))
+
+    def values(down: int, right: int) -> Any:
+      below = arith.constant(ir.IndexType.get(), down * _PITCH)
+      places = (place(right - down + n) for n in range(2))
+      found = [memref.load(ref, [arith.addi(at, below)]) for at in places]
+      return vector.from_elements(pair, found)
+
+    return tiles.fragments(values)
+
+  return load(ring, turn)
+
+
+def write_slanted(target: Any, tile: jax.Array, turn: Any) -> None:
+  """Writes a tile along the slant.
+
+  Args:
+    target: two tiles in shared memory, the halves.
+    tile: bfloat16.
+    turn: the column that counts as the first, 0 or 64.
+  """
+
+  @plgpu.inline_mgpu(
+    arg_types=(
+      plgpu.RefType(tiles.TRANSFORMS),
+      plgpu.Layout.WGMMA,
+      plgpu.Layout.WG_SPLAT,
+    )
+  )
+  def store(ctx: Any, ref: Any, tile: Any, turn: Any) -> None:
+    del ctx
+    ref = mgpu.memref_fold(ref, 0, 5)
+    row, start = _start(turn)
+    # Eights of columns are exchanged, by the row's number within eight rows.
+    exchange = arith.shli(arith.andi(row, _number(7)), _number(3))
+    row = arith.muli(row, _number(TILE))
+
+    @functools.cache
+    def place(n: int) -> Any:
+      at = _column(start, n)
+      half = arith.muli(arith.andi(at, _number(TILE)), _number(TILE))
+      inner = arith.andi(arith.xori(at, exchange), _number(TILE - 1))
+      return _index(arith.addi(arith.addi(row, half), inner))
+
+    for pair, (down, right) in zip(tile.registers.flat, tiles.steps()):
+      below = arith.constant(ir.IndexType.get(), down * TILE)
+      for n in range(2):
+        at = arith.addi(place(right - down + n), below)
+        memref.store(vector.extract(pair, [], [n]), ref, [at])
+
+  store(target, tile, turn)
+
+
+def _number(value: int) -> Any:
+  return arith.constant(ir.IntegerType.get_signless(32), value)
+
+
+def _index(value: Any) -> Any:
+  return arith.index_cast(ir.IndexType.get(), value)
+
+
+def _start(turn: Any) -> tuple[Any, Any]:
+  """Of a thread's first element: its row, and its column along the slant."""
+  row, column = tiles.thread_place()
+  start = arith.addi(turn.registers.flat[0], _number(TILE - 1))
+  return row, arith.addi(start, arith.subi(column, row))
+
+
+def _column(start: Any, n: int) -> Any:
+  """`n` columns on, round the two halves."""
+  return arith.andi(arith.addi(start, _number(n)), _number(2 * TILE - 1))

@@ -51,6 +51,7 @@ def attend(
     *(*queries, k_HBLC, v_HBLC, table, first_BT),
     tiles_of(first_BT, end, T, L, n_splits),
     jnp.stack([jnp.int32(end), start]),
+    heads_first=True,
   )
   return _together(out, lse)[:, :, :T]
 

@@ -52,8 +52,8 @@ def score_gradients(
   qu_HBTC: jax.Array,
   qv_HBTC: jax.Array,
   dout_HBTC: jax.Array,
-  k_HBLC: jax.Array,
-  v_HBLC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   lse_HBT: jax.Array,
@@ -71,8 +71,8 @@ def score_gradients(
     qu_HBTC: queries with content bias, scaled; T a multiple of 64.
     qv_HBTC: queries with position bias, scaled.
     dout_HBTC: gradient of the sums of weights times values.
-    k_HBLC: keys, L a multiple of 64.
-    v_HBLC: values.
+    k_BLHC: keys, L a multiple of 64.
+    v_BLHC: values.
     r_HWC: the projected table, W a multiple of 64.
     first_BT: int32, the first key that each query sees.
     lse_HBT: float32, from `forward`.
@@ -85,11 +85,11 @@ def score_gradients(
     rate: share of weights that are dropped.
   """
   H, B, T, C = qu_HBTC.shape
-  static = _Static(end, start, k_HBLC.shape[2], r_HWC.shape[1], rate)
+  static = _Static(end, start, k_BLHC.shape[1], r_HWC.shape[1], rate)
   rows = (first_BT, lse_HBT, mean_HBT)
   words = () if words_HBT is None else (words_HBT,)
   found = _kernel(H, B, T, C, static)(
-    *(qu_HBTC, qv_HBTC, dout_HBTC, k_HBLC, v_HBLC, r_HWC, *rows),
+    *(qu_HBTC, qv_HBTC, dout_HBTC, k_BLHC, v_BLHC, r_HWC, *rows),
     *(tiles_BIS2, *words),
   )
   return ScoreGradients(*found)
@@ -211,7 +211,7 @@ class _Block:
   def _fetch(self, name: str, at: Any) -> None:
     """Begins to fetch a tile of keys, `k`, or values, `v`."""
     source, target = (getattr(x, name) for x in (self._device, self._shared))
-    source = source.at[self._head, self._row, pl.ds(at * TILE, TILE)]
+    source = source.at[*tiles.keys(self._head, self._row, at)]
     loaded = self._shared.loaded.at[{'k': 1, 'v': 2}[name]]
     plgpu.copy_gmem_to_smem(source, target, loaded)
 

@@ -36,8 +36,8 @@ _WRITTEN = ('out', 'lse')
 def forward(
   qu_HBTC: jax.Array,
   qv_HBTC: jax.Array,
-  k_HBLC: jax.Array,
-  v_HBLC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   tiles_BIS2: jax.Array,
@@ -45,14 +45,15 @@ def forward(
   words_HBT: jax.Array | None = None,
   *,
   rate: float = 0.0,
+  heads_first: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """What each of S splits attends to.
 
   Args:
     qu_HBTC: queries with content bias, scaled; T a multiple of 64.
     qv_HBTC: queries with position bias, scaled.
-    k_HBLC: keys, L a multiple of 64.
-    v_HBLC: values.
+    k_BLHC: keys, L a multiple of 64; [H, B, L, C] if `heads_first`.
+    v_BLHC: values, likewise.
     r_HWC: the projected table, with rows for all that a tile may touch.
     first_BT: int32, the first key that each query sees.
     tiles_BIS2: the tiles of keys of each split, from `tiles_of`.
@@ -60,15 +61,16 @@ def forward(
       table where the window of queries and keys from 0 begins.
     words_HBT: of dropout's hash; None without dropout.
     rate: share of weights that are dropped.
+    heads_first: how the keys lie.
 
   Returns:
     Values [S, H, B, T, C], and of each query the logarithm to base 2 of the sum
     of its weights [S, H, B, T].
   """
   H, B, T, C = qu_HBTC.shape
-  arrays = (qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT, tiles_BIS2)
+  arrays = (qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT, tiles_BIS2)
   words = () if words_HBT is None else (words_HBT,)
-  kernel = _kernel(tiles_BIS2.shape[2], H, B, T, C, rate)
+  kernel = _kernel(tiles_BIS2.shape[2], H, B, T, C, rate, heads_first)
   return kernel(*arrays, places_2, *words)
 
 
@@ -97,13 +99,16 @@ class _Static(NamedTuple):
   n_splits: int
   stages: int  # tiles that are fetched ahead, the one at work included
   rate: float  # of dropout
+  heads_first: bool
 
 
 @functools.cache
-def _kernel(n_splits: int, H: int, B: int, T: int, C: int, rate: float) -> Any:
+def _kernel(
+  n_splits: int, H: int, B: int, T: int, C: int, rate: float, heads_first: bool
+) -> Any:
   # Two blocks share a processor if they fit; else fetching ahead is worth it.
   stages = 2 if C == 64 else 1
-  static = _Static(n_splits, stages, rate)
+  static = _Static(n_splits, stages, rate, heads_first)
 
   names = (*(_READ if rate else _READ[:-1]), *_WRITTEN)
 
@@ -140,7 +145,7 @@ def _attend_block(
   static: _Static, device: SimpleNamespace, shared: SimpleNamespace
 ) -> None:
   """A block of the kernel: 64 queries, and the tiles of a split."""
-  n_splits, stages, rate = static
+  n_splits, stages, rate, heads_first = static
   head, row = lax.axis_index('head'), lax.axis_index('row')
   block = lax.axis_index('queries')
   row, split = lax.div(row, n_splits), lax.rem(row, n_splits)
@@ -163,12 +168,12 @@ def _attend_block(
     return device.r.at[head, pl.ds(window + at * TILE, TILE)]
 
   def fetch(at: Any, stage: Any) -> None:
-    keys = pl.ds(at * TILE, TILE)
+    keys = tiles.keys(head, row, at, heads_first)
     for n, (source, target) in enumerate(
       (
         (rows(at + 1), shared.r),
-        (device.k.at[head, row, keys], shared.k),
-        (device.v.at[head, row, keys], shared.v),
+        (device.k.at[*keys], shared.k),
+        (device.v.at[*keys], shared.v),
       )
     ):
       loaded = shared.loaded.at[n * stages + stage]
@@ -219,7 +224,7 @@ def _step(
 ) -> tuple:
   """Takes in tile number `at`: maximum, sum and weighted values of each row."""
   most, total, acc = state
-  _, stages, rate = static
+  _, stages, rate, _ = static
   n = at - begin
   stage, half = lax.rem(n, stages), lax.rem(n, 2)
   plgpu.barrier_wait(shared.loaded.at[stage])

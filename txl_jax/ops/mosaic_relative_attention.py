@@ -52,7 +52,8 @@ def relative_attention(
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     wide = q_BTHC.astype(jnp.float32) + bias_HC.astype(jnp.float32)
-    return _heads_first((wide * scale).astype(q_BTHC.dtype), T_pad, width)
+    scaled = (wide * scale).astype(q_BTHC.dtype)
+    return _padded(scaled, T_pad, width).transpose(2, 0, 1, 3)
 
   # Rows of the table: first those that only padded queries need, last those
   # that only keys meet which no query sees.
@@ -68,12 +69,16 @@ def relative_attention(
   first_BT = jnp.pad(first_BT.astype(jnp.int32), padding, mode='edge')
   attend = shards.per_shard(
     functools.partial(_attend, _Static(T, M, dropout_rate)),
-    (*[('heads', 'rows')] * 4, ('heads',), ('rows',), ('heads', 'rows')),
+    (
+      *[('heads', 'rows')] * 2,
+      *[('rows', None, 'heads')] * 2,
+      *(('heads',), ('rows',), ('heads', 'rows')),
+    ),
     ('heads', 'rows'),
   )
   out_HBTC = attend(
     *(queries(u_HC), queries(v_bias_HC)),
-    *(_heads_first(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
+    *(_padded(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
     jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC),
     *(first_BT, words_HBT),
   )
@@ -97,11 +102,10 @@ def _whole_tiles(length: int) -> int:
   return -(-length // TILE) * TILE
 
 
-def _heads_first(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
-  """Padded with zeros to this length and width, [H, B, X, C]."""
+def _padded(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
+  """Padded with zeros to this length and width."""
   _, X, _, C = x_BXHC.shape
-  padding = ((0, 0), (0, length - X), (0, 0), (0, width - C))
-  return jnp.pad(x_BXHC, padding).transpose(2, 0, 1, 3)
+  return jnp.pad(x_BXHC, ((0, 0), (0, length - X), (0, 0), (0, width - C)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -109,14 +113,14 @@ def _attend(
   static: _Static,
   qu_HBTC: jax.Array,
   qv_HBTC: jax.Array,
-  k_HBLC: jax.Array,
-  v_HBLC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> jax.Array:
   """The attended values [H, B, T, C], all sizes padded."""
-  operands = qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC
+  operands = qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC
   return _forward(static, *operands, first_BT, words_HBT)[0]
 
 
@@ -124,15 +128,15 @@ def _forward(
   static: _Static,
   qu_HBTC: jax.Array,
   qv_HBTC: jax.Array,
-  k_HBLC: jax.Array,
-  v_HBLC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-  operands = qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT
+  operands = qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT
   places_2 = np.array([static.end, _start(qu_HBTC)], np.int32)
-  tiles = _tiles(static, first_BT, k_HBLC)
+  tiles = _tiles(static, first_BT, k_BLHC)
   out_SHBTC, lse_SHBT = _once_a_layer(forward, static.rate)(
     *operands, tiles, jnp.asarray(places_2), words_HBT
   )
@@ -145,9 +149,9 @@ def _start(qu_HBTC: jax.Array) -> int:
 
 
 def _tiles(
-  static: _Static, first_BT: jax.Array, k_HBLC: jax.Array
+  static: _Static, first_BT: jax.Array, k_BLHC: jax.Array
 ) -> jax.Array:
-  end, L = jnp.int32(static.end), k_HBLC.shape[2]
+  end, L = jnp.int32(static.end), k_BLHC.shape[1]
   return tiles_of(first_BT, end, static.n_queries, L, 1)
 
 
@@ -160,7 +164,7 @@ def _once_a_layer(function: Any, rate: float, **places: int) -> Any:
 def _backward(
   static: _Static, saved: tuple, gradient_HBTC: jax.Array
 ) -> tuple[Any, ...]:
-  qu_HBTC, qv_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT = saved[:6]
+  qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT = saved[:6]
   words_HBT, out_HBTC, lse_HBT = saved[6:]
   gradient_HBTC = gradient_HBTC.astype(jnp.float32)
   mean_HBT = (gradient_HBTC * out_HBTC.astype(jnp.float32)).sum(-1)
@@ -170,14 +174,14 @@ def _backward(
     score_gradients, static.rate, end=static.end, start=_start(qu_HBTC)
   )
   found = run(
-    *(qu_HBTC, qv_HBTC, dout_HBTC, k_HBLC, v_HBLC, r_HWC, first_BT),
-    *(lse_HBT, mean_HBT, _tiles(static, first_BT, k_HBLC), words_HBT),
+    *(qu_HBTC, qv_HBTC, dout_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT),
+    *(lse_HBT, mean_HBT, _tiles(static, first_BT, k_BLHC), words_HBT),
   )
   gradients = (
     found.dqu_HBTC,
     jnp.einsum('hbtw,hwc->hbtc', found.draw_HBTW, r_HWC),
-    jnp.einsum('hbtl,hbtc->hblc', found.dscore_HBTL, qu_HBTC),
-    jnp.einsum('hbtl,hbtc->hblc', found.weight_HBTL, dout_HBTC),
+    jnp.einsum('hbtl,hbtc->blhc', found.dscore_HBTL, qu_HBTC),
+    jnp.einsum('hbtl,hbtc->blhc', found.weight_HBTL, dout_HBTC),
     jnp.einsum('hbtw,hbtc->hwc', found.draw_HBTW, qv_HBTC),
   )
   return *gradients, None, None

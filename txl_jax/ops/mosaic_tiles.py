@@ -33,6 +33,12 @@ def fetch(pairs: Sequence[tuple[Any, Any]], barriers: Any) -> None:
     plgpu.barrier_wait(barriers.at[n])
 
 
+def keys(head: Any, row: Any, at: Any, heads_first: bool = False) -> tuple:
+  """Where tile number `at` of [B, L, H, C] is, or of [H, B, L, C]."""
+  some = pl.ds(at * TILE, TILE)
+  return (head, row, some) if heads_first else (row, some, head)
+
+
 def load_rows(source: Any) -> jax.Array:
   """A number for each row, from shared memory."""
   return plgpu.load(source, layout=plgpu.Layout.WGMMA.reduce(1))

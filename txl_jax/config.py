@@ -49,7 +49,7 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'  # of activations
   # The paper's encoding on its way through ops/relative_attention.py.
   attention_implementation: Literal[
-    'auto', 'reference', 'xla', 'mosaic_gpu'
+    'auto', 'reference', 'xla', 'mosaic_gpu', 'splash'
   ] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass
   unroll: int | None = None  # layers per loop; None = GPU: all, others: 1

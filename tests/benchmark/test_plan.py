@@ -114,6 +114,18 @@ def test_a_program_that_is_too_large_is_told(plan, capsys, monkeypatch):
   assert '22 GB: does NOT fit; lower config.train' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('taken', ['xla', 'splash'])
+def test_what_keeps_a_tpu_from_its_kernel_is_told(
+  taken, plan, capsys, monkeypatch
+):
+  there = {**plan, 'device_kind': 'TPU v5 lite', 'attention': taken}
+  monkeypatch.setattr(lib, 'plan_training', lambda *_, **__: there)
+  assert main(['plan', f'--config={ROOT / "experiments/quickstart.py"}']) == 0
+  said = capsys.readouterr().err
+  assert f'attention by {taken}' in said
+  assert ("position_dropout='feature'" in said) == (taken == 'xla')
+
+
 @pytest.mark.parametrize(
   'name', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:2xx', 'h100:8']
 )
@@ -135,10 +147,24 @@ def test_a_plan_for_a_tpu():
     CONFIG, topology_devices('v5e:2x4'), traffic=True, say=lambda line: None
   )
   assert found['devices'] == 8 and found['fits']
+  assert found['attention'] == 'xla'  # as elements of the table are dropped
   assert found['limited_by'] in found['milliseconds']
   assert found['traffic']['step'] > 3 * found['traffic']['layer'] > 0
   kinds = {each['kind'] for each in found['collectives']}
   assert 'all-gather' not in kinds
+
+
+@has_compiler
+@pytest.mark.slow
+def test_a_tpu_gets_its_kernel():
+  model = dataclasses.replace(CONFIG.model, position_dropout='feature')
+  found = lib.plan_training(
+    dataclasses.replace(CONFIG, model=model),
+    topology_devices('v5e:2x4'),
+    traffic=False,
+    say=lambda line: None,
+  )
+  assert found['attention'] == 'splash'
 
 
 @has_compiler

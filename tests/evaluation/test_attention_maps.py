@@ -10,8 +10,8 @@ import pytest
 import txl_jax
 from txl_jax.errors import InputError
 from txl_jax.evaluation.attention_maps import attention_maps, score_terms
-from txl_jax.model.positions import sinusoid_table
 from txl_jax.ops.relative_attention import relative_attention
+from txl_jax.ops.sinusoids import sinusoid_table
 
 WIDTH, QUERIES, N = 16, 5, 40
 MODEL = txl_jax.ModelConfig(

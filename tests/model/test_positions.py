@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from txl_jax.model.positions import drop_positions, sinusoid_table
+from txl_jax.model.positions import drop_positions
+from txl_jax.ops.sinusoids import sinusoid_table
 
 
 def _by_loops(n_keys: int, d_model: int, clamp: int | None) -> np.ndarray:

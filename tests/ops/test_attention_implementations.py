@@ -223,7 +223,7 @@ def test_a_query_that_sees_nothing_gets_zeros(implementation):
 
 def test_the_implementations_are_those_of_the_configuration():
   field = typing.get_type_hints(ModelConfig)['attention_implementation']
-  assert typing.get_args(field) == ('auto', *IMPLEMENTATIONS)
+  assert typing.get_args(field) == ('auto', *IMPLEMENTATIONS, 'splash')
   arrays = _inputs(1, 1, 0, 1)
   with pytest.raises(InputError, match="one of 'auto', .*, found 'fast'"):
     relative_attention(*arrays.values(), implementation='fast')

@@ -89,7 +89,9 @@ def plan_training(
     compiled = _compile(config, mesh, state, batch)
   except TooLargeError as error:
     return plan | {'fits': False, 'needed_bytes': error.needed}
-  exchanges = collectives(compiled.as_text(), dict(mesh.shape))
+  text = compiled.as_text()
+  exchanges = collectives(text, dict(mesh.shape))
+  plan['attention'] = _attention(config, text)
   _add_program(plan, compiled)
   if traffic:
     plan['traffic'] = _traffic(config, mesh, say)
@@ -101,7 +103,8 @@ def plan_training(
 def _shapes(config: Config, mesh: Mesh) -> tuple[Any, Any]:
   """State and batch, and how they lie on the devices."""
   optimizer = make_optimizer(config.optimizer, config.train.steps)
-  state = jax.eval_shape(lambda: init_state(config, optimizer))
+  with jax.set_mesh(mesh):  # some kernels ask what they are traced for
+    state = jax.eval_shape(lambda: init_state(config, optimizer))
   batch = random_batch(config.model.vocab_size, config.train, seed=0)
 
   def placed(tree: Any, shardings: Any) -> Any:
@@ -155,6 +158,14 @@ def _compile(
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise TooLargeError(error) from error
+
+
+def _attention(config: Config, text: str) -> str:
+  """The implementation of attention in a program."""
+  configured = config.model.attention_implementation
+  if configured != 'auto':
+    return configured
+  return 'splash' if 'splash_mha' in text else 'xla'
 
 
 def _add_program(plan: dict, compiled: jax.stages.Compiled) -> None:

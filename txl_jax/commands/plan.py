@@ -88,8 +88,11 @@ def _show(plan: dict) -> None:
   _say(f'\n{plan["devices"]} x {plan["device_kind"]}; mesh {mesh}')
   _say(
     f'{plan["parameters"]:,} parameters, {plan["batch"]} rows of '
-    f'{plan["segment"]}, memory {plan["memory"]}, {plan["dtype"]}\n'
+    f'{plan["segment"]}, memory {plan["memory"]}, {plan["dtype"]}'
   )
+  if 'attention' in plan:
+    _say(f'attention by {_attention(plan)}')
+  _say('')
   _say('memory of a chip')
   for name, size in plan['bytes'].items():
     _say(f'  {name:<12}{_size(size):>10}')
@@ -106,6 +109,17 @@ def _show(plan: dict) -> None:
       f'{each["count"]} times, {_size(each["payload"])}; a chip sends '
       f'{_size(each["sent"])}'
     )
+
+
+def _attention(plan: dict) -> str:
+  taken = plan['attention']
+  if taken == 'splash' or not plan['device_kind'].startswith('TPU'):
+    return taken
+  return (
+    f'{taken}, which writes the scores to main memory; the kernel needs '
+    "config.model.position_dropout='feature' (or dropout 0), "
+    'attention_dropout=0 and clamp_length=None'
+  )
 
 
 def _verdict(plan: dict) -> str:

@@ -21,9 +21,9 @@ from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.model import memory as memory_lib
 from txl_jax.model.attention import project
-from txl_jax.model.positions import sinusoid_table
 from txl_jax.model.transformer import TransformerXL
 from txl_jax.ops.layer_norm import layer_norm
+from txl_jax.ops.sinusoids import sinusoid_table
 
 TERMS = ('content', 'content position', 'global content', 'global position')
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from txl_jax.config import ModelConfig
 from txl_jax.model.attention import Attention, RelativeAttention
-from txl_jax.model.positions import sinusoid_table
 from txl_jax.ops.reference_attention import attend, shift
+from txl_jax.ops.sinusoids import Sinusoids, sinusoid_table
 
 
 def attention_class(config: ModelConfig) -> type[Attention]:
@@ -75,7 +75,7 @@ class AbsoluteAttention(Attention):
     q_BTHC: jax.Array,
     k_BKHC: jax.Array,
     v_BKHC: jax.Array,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
     **dropout: Any,
@@ -97,7 +97,7 @@ class ShawAttention(Attention):
     q_BTHC: jax.Array,
     k_BKHC: jax.Array,
     v_BKHC: jax.Array,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
     **dropout: Any,

@@ -11,6 +11,7 @@ from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
 from txl_jax.ops.relative_attention import relative_attention
+from txl_jax.ops.sinusoids import Sinusoids
 
 KeysAndValues = tuple[jax.Array, jax.Array]
 
@@ -37,7 +38,7 @@ class Attention(nn.Module):
     self,
     hidden_BTD: jax.Array,
     memory: jax.Array | KeysAndValues | Slots,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
   ) -> tuple[jax.Array, KeysAndValues | Slots]:
@@ -46,8 +47,8 @@ class Attention(nn.Module):
     Args:
       hidden_BTD: the (normalised, if pre-norm) input of the layer.
       memory: [B, M, D], or keys and values [B, M, H, C] each, or slots.
-      table_KD: the position table R; None where the encoding has none, or where
-        the slots have it.
+      positions: the position table R, or by what its columns are multiplied;
+        None where the encoding has none, or where the slots have it.
       shared_biases: u and v [H, C]; None where each layer has its own.
       first_BT: the first key that each query sees.
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
       q_BTHC,
       k_BKHC,
       v_BKHC,
-      table_KD,
+      positions,
       shared_biases,
       first_BT,
       dropout_rate=rate,
@@ -107,7 +108,7 @@ class Attention(nn.Module):
     q_BTHC: jax.Array,
     k_BKHC: jax.Array,
     v_BKHC: jax.Array,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
     **dropout: Any,
@@ -124,7 +125,7 @@ class RelativeAttention(Attention):
     q_BTHC: jax.Array,
     k_BKHC: jax.Array,
     v_BKHC: jax.Array,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
     **dropout: Any,
@@ -135,8 +136,9 @@ class RelativeAttention(Attention):
     u_HC, v_bias_HC = self.biases(shared_biases)
     w_r_DHC = self.kernel('relative', D, config.n_heads, C)
     return relative_attention(
-      *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
+      *(q_BTHC, k_BKHC, v_BKHC, positions, w_r_DHC, u_HC, v_bias_HC, first_BT),
       scale=config.d_head**-0.5,
+      span=config.attention_span,
       implementation=config.attention_implementation,
       **dropout,
     )

@@ -17,7 +17,6 @@ from txl_jax.model import memory as memory_lib
 from txl_jax.model.functional import project_memory
 from txl_jax.model.layer import Layer
 from txl_jax.model.memory import AnyMemory, ProjectedMemory
-from txl_jax.model.positions import sinusoid_table
 from txl_jax.model.transformer import TransformerXL, check_memory
 from txl_jax.ops.cached_attention import (
   Slots,
@@ -25,6 +24,7 @@ from txl_jax.ops.cached_attention import (
   pad_table,
   slots_for,
 )
+from txl_jax.ops.sinusoids import sinusoid_table
 
 
 @flax.struct.dataclass

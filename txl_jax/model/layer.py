@@ -13,6 +13,7 @@ from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots
 from txl_jax.ops.dropout import dropout, relu_dropout, seed_of
 from txl_jax.ops.layer_norm import layer_norm
+from txl_jax.ops.sinusoids import Sinusoids
 
 
 class LayerNorm(nn.Module):
@@ -97,7 +98,7 @@ class Layer(nn.Module):
     self,
     hidden_BTD: jax.Array,
     memory: jax.Array | KeysAndValues | Slots,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
   ) -> tuple[jax.Array, jax.Array | KeysAndValues | Slots]:
@@ -106,7 +107,7 @@ class Layer(nn.Module):
     Args:
       hidden_BTD: the layer's input.
       memory: its earlier inputs [B, M, D], or their keys and values.
-      table_KD: the position table, if the encoding has one.
+      positions: the position table, if the encoding has one.
       shared_biases: u and v [H, C] if all layers share them.
       first_BT: the first key that each query sees.
 
@@ -132,7 +133,7 @@ class Layer(nn.Module):
     attended_BTD, remembered = attention(
       before(hidden_BTD),
       memory if projected else before(memory),
-      table_KD,
+      positions,
       shared_biases,
       first_BT,
     )

@@ -15,9 +15,11 @@ from txl_jax.model.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from txl_jax.model.layer import Layer, drop
 from txl_jax.model.loop import scan_layers
 from txl_jax.model.memory import AnyMemory
-from txl_jax.model.positions import drop_positions, sinusoid_table
+from txl_jax.model.positions import drop_positions
 from txl_jax.model.widths import pad_layer, pads, widths
 from txl_jax.ops.alignment import pad_last
+from txl_jax.ops.relative_attention import takes_sinusoids
+from txl_jax.ops.sinusoids import Sinusoids, sinusoid_table
 
 
 class TransformerXL(nn.Module):
@@ -114,7 +116,7 @@ class TransformerXL(nn.Module):
     self,
     hidden_BTD: jax.Array,
     memory: Any,
-    table_KD: jax.Array | None,
+    positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
     *,
@@ -122,7 +124,7 @@ class TransformerXL(nn.Module):
   ) -> tuple[jax.Array, Any]:
     """The output of the last layer, and what each remembers, stacked."""
     config = self.config
-    shared = (table_KD, shared_biases, first_BT)
+    shared = (positions, shared_biases, first_BT)
     params = self._layer_params(hidden_BTD, memory, *shared)
     keys_N = None
     if train and self.has_rng('dropout'):
@@ -131,15 +133,16 @@ class TransformerXL(nn.Module):
     padded = pads(config) and not isinstance(memory, tuple)
     if padded:
       D, C, _ = widths(config, padded)
-      hidden_BTD, memory, table_KD, shared_biases = (
+      hidden_BTD, memory, shared_biases = (
         jax.tree.map(functools.partial(pad_last, width=width), tree)
         for tree, width in (
           (hidden_BTD, D),
           (memory, D),
-          (table_KD, D),
           (shared_biases, C),
         )
       )
+      if isinstance(positions, jax.Array):
+        positions = pad_last(positions, D)
     layer = Layer(config, train, padded, parent=None)
 
     def step(hidden_BTD: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
@@ -147,7 +150,7 @@ class TransformerXL(nn.Module):
       params = pad_layer(config, params) if padded else params
       return layer.apply(
         {'params': params},
-        *(hidden_BTD, memory, table_KD, shared_biases, first_BT),
+        *(hidden_BTD, memory, positions, shared_biases, first_BT),
         rngs={} if key is None else {'dropout': key},
       )
 
@@ -190,21 +193,34 @@ class TransformerXL(nn.Module):
     v_HC = self.param('position_bias', init, shape)
     return u_HC.astype(config.dtype), v_HC.astype(config.dtype)
 
-  def _positions(self, n_keys: int, train: bool) -> jax.Array | None:
+  def _positions(
+    self, n_keys: int, train: bool
+  ) -> jax.Array | Sinusoids | None:
     """The table R after dropout: one mask a forward for all layers and rows."""
     config = self.config
     if config.position_encoding != 'relative':
       return None
     wide = jnp.promote_types(config.dtype, jnp.float32)
-    table_KD = sinusoid_table(n_keys, config.d_model, config.clamp_length, wide)
-    if train and config.dropout > 0:
+    dropping = train and config.dropout > 0
+    by_feature = config.position_dropout == 'feature'
+    whole = config.clamp_length is None and (by_feature or not dropping)
+    by_columns = whole and takes_sinusoids(config.attention_implementation)
+    if by_columns:
+      table_KD = jnp.ones((1, config.d_model), wide)
+    else:
+      table_KD = sinusoid_table(
+        n_keys, config.d_model, config.clamp_length, wide
+      )
+    if dropping:
       table_KD = drop_positions(
         table_KD,
         self.make_rng('dropout'),
         rate=config.dropout,
-        whole_features=config.position_dropout == 'feature',
+        whole_features=by_feature,
       )
-    return table_KD.astype(config.dtype)
+    return (
+      Sinusoids(table_KD[0]) if by_columns else table_KD.astype(config.dtype)
+    )
 
 
 def check_memory(

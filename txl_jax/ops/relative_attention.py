@@ -14,6 +14,9 @@ import jax
 
 from txl_jax.errors import InputError
 from txl_jax.ops import reference_attention, xla_attention
+from txl_jax.ops.alignment import pad_last
+from txl_jax.ops.sinusoids import Sinusoids
+from txl_jax.ops.tpu import on_tpu
 
 
 def _mosaic_gpu(*operands: jax.Array, **options: Any) -> jax.Array:
@@ -33,11 +36,16 @@ IMPLEMENTATIONS = {
 }
 
 
+def takes_sinusoids(implementation: str) -> bool:
+  """Whether this one wants the table by its columns, where it may be that."""
+  return implementation == 'splash' or (implementation == 'auto' and on_tpu())
+
+
 def relative_attention(
   q_BTHC: jax.Array,
   k_BKHC: jax.Array,
   v_BKHC: jax.Array,
-  table_KD: jax.Array,
+  table: jax.Array | Sinusoids,
   w_r_DHC: jax.Array,
   u_HC: jax.Array,
   v_bias_HC: jax.Array,
@@ -46,6 +54,7 @@ def relative_attention(
   scale: float | None = None,
   dropout_rate: float = 0.0,
   dropout_seed: jax.Array | None = None,
+  span: int | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
   """Attends from T queries to K = M + T keys, memory first.
@@ -54,8 +63,9 @@ def relative_attention(
     q_BTHC: queries.
     k_BKHC: keys.
     v_BKHC: values.
-    table_KD: position table R, one row per key, distances K - 1 to 0; whatever
-      clamping and dropout do to it is done.
+    table: position table R [K, D], one row per key, distances K - 1 to 0;
+      whatever clamping and dropout do to it is done. Or what its columns are
+      multiplied by; those of W_R beyond it count as 0.
     w_r_DHC: the projection W_R of the table.
     u_HC: content bias u.
     v_bias_HC: position bias v.
@@ -64,26 +74,51 @@ def relative_attention(
     dropout_rate: share of attention probabilities that are dropped.
     dropout_seed: uint32, needed if the rate is above 0; the mask is the
       `keep_mask` of [B, H, T, K] in every implementation.
+    span: keys that a query sees at most, where `first_BT` has it so; None = no
+      limit.
     implementation: 'reference' (plain), 'xla' (the same with less memory
       traffic), 'mosaic_gpu' (kernels for NVIDIA's Hopper, which write no scores
-      to memory in the forward pass; bfloat16, C at most 128) or 'auto', 'xla'.
+      to memory in the forward pass; bfloat16, C at most 128), 'splash' (a
+      kernel for TPUs; needs the table by its columns, and no dropout) or
+      'auto', 'splash' on a TPU where that can be, else 'xla'.
 
   Returns:
     The attended values [B, T, H, C], in the dtype of the values; 0 for a query
     that sees no key.
 
   Raises:
-    InputError: for an unknown implementation, or one that cannot run here.
+    InputError: for an unknown implementation, or one that cannot do this here.
   """
-  known = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}
+  known = ('auto', *IMPLEMENTATIONS, 'splash')
   if implementation not in known:
     choices = ', '.join(map(repr, known))
     raise InputError(
       f'implementation must be one of {choices}, found {implementation!r}'
     )
-  return known[implementation](
-    *(q_BTHC, k_BKHC, v_BKHC, table_KD, w_r_DHC, u_HC, v_bias_HC, first_BT),
-    scale=q_BTHC.shape[-1] ** -0.5 if scale is None else scale,
+  scale = q_BTHC.shape[-1] ** -0.5 if scale is None else scale
+  by_columns = isinstance(table, Sinusoids)
+  if takes_sinusoids(implementation) and by_columns and not dropout_rate:
+    # A second to import, for TPUs alone.
+    from txl_jax.ops import splash_attention
+
+    return splash_attention.relative_attention(
+      *(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, u_HC, v_bias_HC, first_BT),
+      scale=scale,
+      span=span,
+    )
+  if implementation == 'splash':
+    raise InputError(
+      "attention_implementation 'splash' needs a table of whole sinusoids and "
+      'no attention dropout: clamp_length None, attention_dropout 0, and '
+      "position_dropout 'feature' or dropout 0"
+    )
+  if by_columns:
+    plain_KD = table.table(k_BKHC.shape[1], q_BTHC.dtype)
+    table = pad_last(plain_KD, len(w_r_DHC))
+  attend = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}[implementation]
+  return attend(
+    *(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, u_HC, v_bias_HC, first_BT),
+    scale=scale,
     dropout_rate=dropout_rate,
     dropout_seed=dropout_seed,
   )

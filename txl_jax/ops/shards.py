@@ -78,6 +78,8 @@ def per_shard(
   function: Callable,
   in_axes: tuple[tuple[Axis, ...], ...],
   out_axes: tuple[Axis, ...],
+  *,
+  whole_mesh: bool = False,
 ) -> Callable:
   """A function that each shard along the named axes computes for itself.
 
@@ -91,6 +93,8 @@ def per_shard(
       draw random numbers: each shard would draw the same.
     in_axes: the first logical axes of every leaf of each argument.
     out_axes: those of the result.
+    whole_mesh: leave no axis of the mesh to XLA, for a kernel that it cannot
+      divide: along the others all devices compute the same.
   """
   if not _bound_axes():
     return function
@@ -101,9 +105,12 @@ def per_shard(
       for leaf in jax.tree.leaves(argument):
         sizes = zip(leaf.shape, logical)
         names -= {name for size, name in sizes if size % _parts(name)}
-    if not names:
+    axes = {axis for name in names for axis in _bound_axes()[name]}
+    if whole_mesh:
+      axes = set(jax.sharding.get_abstract_mesh().axis_names)
+    if not axes:
       return function(*arguments)
-    return _divided(function, in_axes, out_axes, names, arguments)
+    return _divided(function, in_axes, out_axes, names, axes, arguments)
 
   return divided
 
@@ -113,10 +120,10 @@ def _divided(
   in_axes: tuple[tuple[Axis, ...], ...],
   out_axes: tuple[Axis, ...],
   names: set[Axis],
+  ours: set[str],
   arguments: tuple,
 ) -> jax.Array:
   bound = _bound_axes()
-  ours = {axis for name in names for axis in bound[name]}
   left = {name: axes for name, axes in bound.items() if not ours & set(axes)}
 
   def spec(logical: tuple[Axis, ...]) -> PartitionSpec:

@@ -89,36 +89,51 @@ def relative_attention(
   Raises:
     InputError: for an unknown implementation, or one that cannot do this here.
   """
+  _check_known(implementation)
+  operands = q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, u_HC, v_bias_HC, first_BT
+  scale = q_BTHC.shape[-1] ** -0.5 if scale is None else scale
+  if takes_sinusoids(implementation) and not dropout_rate:
+    if isinstance(table, Sinusoids):
+      return _splash(*operands, scale=scale, span=span)
+  dropout = dict(dropout_rate=dropout_rate, dropout_seed=dropout_seed)
+  return _by_table(implementation, *operands, scale=scale, **dropout)
+
+
+def _check_known(implementation: str) -> None:
   known = ('auto', *IMPLEMENTATIONS, 'splash')
   if implementation not in known:
     choices = ', '.join(map(repr, known))
     raise InputError(
       f'implementation must be one of {choices}, found {implementation!r}'
     )
-  scale = q_BTHC.shape[-1] ** -0.5 if scale is None else scale
-  by_columns = isinstance(table, Sinusoids)
-  if takes_sinusoids(implementation) and by_columns and not dropout_rate:
-    # A second to import, for TPUs alone.
-    from txl_jax.ops import splash_attention
 
-    return splash_attention.relative_attention(
-      *(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, u_HC, v_bias_HC, first_BT),
-      scale=scale,
-      span=span,
-    )
+
+def _splash(*operands: Any, **options: Any) -> jax.Array:
+  # A second to import, for TPUs alone.
+  from txl_jax.ops import splash_attention
+
+  return splash_attention.relative_attention(*operands, **options)
+
+
+def _by_table(
+  implementation: str,
+  q_BTHC: jax.Array,
+  k_BKHC: jax.Array,
+  v_BKHC: jax.Array,
+  table: jax.Array | Sinusoids,
+  w_r_DHC: jax.Array,
+  *others: jax.Array,
+  **options: Any,
+) -> jax.Array:
+  """By an implementation that is given the table itself."""
   if implementation == 'splash':
     raise InputError(
       "attention_implementation 'splash' needs a table of whole sinusoids and "
       'no attention dropout: clamp_length None, attention_dropout 0, and '
       "position_dropout 'feature' or dropout 0"
     )
-  if by_columns:
+  if isinstance(table, Sinusoids):
     plain_KD = table.table(k_BKHC.shape[1], q_BTHC.dtype)
     table = pad_last(plain_KD, len(w_r_DHC))
   attend = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}[implementation]
-  return attend(
-    *(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, u_HC, v_bias_HC, first_BT),
-    scale=scale,
-    dropout_rate=dropout_rate,
-    dropout_seed=dropout_seed,
-  )
+  return attend(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, *others, **options)

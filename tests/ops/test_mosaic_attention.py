@@ -85,8 +85,10 @@ def test_parts_come_together():
     total = np.maximum(weight.sum(-1), 1e-30)
     outs.append(weight @ values[part] / total[:, None])
     lses.append(np.log2(total) if weight.size else np.full(30, -1e30))
-  out = mosaic_attention._together(jnp.stack(outs), jnp.stack(lses))
-  np.testing.assert_allclose(out, whole, rtol=1e-5)
+  out_SBTHC = jnp.stack(outs)[:, None, :, None]
+  lse_SHBT = jnp.stack(lses)[:, None, None]
+  found_BTHC = mosaic_attention._together(out_SBTHC, lse_SHBT)
+  np.testing.assert_allclose(found_BTHC[0, :, 0], whole, rtol=1e-5)
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='needs jax 0.11')
@@ -96,13 +98,12 @@ def test_it_compiles_for_an_h200(case):
 
   q_BTHC, slots, *_, first_BT = _operands(case)
   device = AbstractDevice('NVIDIA H200', None, 'gpu')
-  q_HBTC = q_BTHC.transpose(2, 0, 1, 3)
   k_HBLC, v_HBLC, r_HWC, end = slots
   with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
     lowered = (
       jax.jit(mosaic_attention.attend)
       .trace(
-        q_HBTC, q_HBTC, *slots[:2], slots.r_HWC[:, :-8], slots.end, first_BT
+        q_BTHC, q_BTHC, *slots[:2], slots.r_HWC[:, :-8], slots.end, first_BT
       )
       .lower(lowering_platforms=('cuda',))
     )
@@ -111,13 +112,13 @@ def test_it_compiles_for_an_h200(case):
 
 def test_where_it_is_used(monkeypatch):
   monkeypatch.setattr(lib, 'on_hopper', lambda: True)
-  assert lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4096)
-  assert not lib._has_kernel(jnp.float32, (8, 1, 128, 64), 4096)
-  assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 48), 4096)
-  assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4000)
-  assert not lib._has_kernel(jnp.bfloat16, (8, 1, 1, 64), 4096)
+  assert lib._has_kernel(jnp.bfloat16, (1, 128, 8, 64), 4096)
+  assert not lib._has_kernel(jnp.float32, (1, 128, 8, 64), 4096)
+  assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 48), 4096)
+  assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 64), 4000)
+  assert not lib._has_kernel(jnp.bfloat16, (1, 1, 8, 64), 4096)
   monkeypatch.setattr(lib, 'on_hopper', lambda: False)
-  assert not lib._has_kernel(jnp.bfloat16, (8, 1, 128, 64), 4096)
+  assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 64), 4096)
 
 
 @pytest.mark.skipif(not lib.on_hopper(), reason='needs an NVIDIA Hopper GPU')

@@ -107,15 +107,16 @@ def interpreted(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('case', SMALL.values(), ids=SMALL)
 def test_values_and_gradients_interpreted(case, interpreted):
-  _assert_as_close_as_xla(case)
+  # How a CPU rounds products of bfloat16 depends on the CPU.
+  _assert_as_close_as_xla(case, slack=1.3)
 
 
-def _assert_as_close_as_xla(case):
+def _assert_as_close_as_xla(case, slack=1.05):
   expected = _results(case, 'reference', jnp.float32)
   found = _errors(_results(case, 'mosaic_gpu'), expected)
   by_xla = _errors(_results(case, 'xla'), expected)
   for name, ours, theirs in zip(('out', *NAMES), found, by_xla):
-    assert ours < max(1.05 * theirs, 0.007), name
+    assert ours < max(slack * theirs, 0.007), name
 
 
 @pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')

@@ -10,6 +10,7 @@ from txl_jax.config import ModelConfig
 from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
+from txl_jax.ops.projection import project, project_both
 from txl_jax.ops.relative_attention import relative_attention
 from txl_jax.ops.sinusoids import Sinusoids
 
@@ -70,11 +71,12 @@ class Attention(nn.Module):
         config.attention_implementation,
       )
       return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), slots
-    if not isinstance(memory, tuple):
-      memory = (project(memory, w_k), project(memory, w_v))
-    k_BKHC, v_BKHC = (
-      jnp.concatenate(both, axis=1) for both in zip(memory, new)
-    )
+    if isinstance(memory, tuple):
+      k_BKHC, v_BKHC = (
+        jnp.concatenate(both, axis=1) for both in zip(memory, new)
+      )
+    else:
+      k_BKHC, v_BKHC = (project_both(memory, hidden_BTD, w) for w in (w_k, w_v))
     rate = config.attention_dropout if self.train else 0.0
     out_BTHC = self.attend(
       q_BTHC,
@@ -142,8 +144,3 @@ class RelativeAttention(Attention):
       implementation=config.attention_implementation,
       **dropout,
     )
-
-
-def project(hidden_BKD: jax.Array, w_DHC: jax.Array) -> jax.Array:
-  """Hidden states to heads [B, K, H, C]."""
-  return jnp.einsum('bkd,dhc->bkhc', hidden_BKD, w_DHC)

@@ -12,7 +12,6 @@ import numpy as np
 
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
-from txl_jax.model.attention import project
 from txl_jax.model.memory import (
   AnyMemory,
   ProjectedMemory,
@@ -20,6 +19,7 @@ from txl_jax.model.memory import (
 )
 from txl_jax.model.transformer import TransformerXL
 from txl_jax.ops.layer_norm import layer_norm
+from txl_jax.ops.projection import project
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:

@@ -1,6 +1,6 @@
 """The loop over layers: compiled once for all of them, or written out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ def scan_layers(
   for layer in unstack(own, n_layers):
     carry, out = step(carry, layer)
     outs.append(out)
-  return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+  return carry, jax.tree.map(lambda *leaves: stack(leaves), *outs)
 
 
 def unstack(tree: Any, n: int) -> list[Any]:
@@ -58,3 +58,11 @@ def unstack(tree: Any, n: int) -> list[Any]:
     jax.tree.unflatten(structure, [part[i].squeeze(0) for part in parts])
     for i in range(n)
   ]
+
+
+def stack(parts: Sequence[jax.Array]) -> jax.Array:
+  """As `jnp.stack`, part by part: XLA's concatenation is slow on a GPU."""
+  whole = jnp.zeros((len(parts), *parts[0].shape), parts[0].dtype)
+  for n, part in enumerate(parts):
+    whole = jax.lax.dynamic_update_index_in_dim(whole, part, n, 0)
+  return whole

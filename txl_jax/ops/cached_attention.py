@@ -95,30 +95,33 @@ def cached_attention(
 
   def queries(bias_HC: jax.Array) -> jax.Array:
     biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
-    return heads_first(biased.astype(dtype))
+    return biased.astype(dtype)
 
-  operands = queries(u_HC), queries(v_bias_HC), slots
-  has_kernel = _has_kernel(dtype, operands[0].shape, slots.keys_HBLC.shape[2])
+  operands = queries(u_HC), queries(v_bias_HC)
+  has_kernel = _has_kernel(dtype, q_BTHC.shape, slots.keys_HBLC.shape[2])
   if implementation in ('auto', 'mosaic_gpu') and has_kernel:
-    out_HBTC = _by_kernel(*operands, first_BT)
-  else:
-    out_HBTC = _by_xla(*operands, first_BT)
+    return _by_kernel(*operands, slots, first_BT)
+  out_HBTC = _by_xla(*map(heads_first, operands), slots, first_BT)
   return out_HBTC[..., :C].transpose(1, 2, 0, 3)
 
 
 def _by_kernel(
-  qu_HBTC: jax.Array, qv_HBTC: jax.Array, slots: Slots, first_BT: jax.Array
+  qu_BTHC: jax.Array, qv_BTHC: jax.Array, slots: Slots, first_BT: jax.Array
 ) -> jax.Array:
   from txl_jax.ops import mosaic_attention  # half a second, for GPUs alone
 
   keys_HBLC, values_HBLC, r_HWC, end = slots
   attend = shards.per_shard(
     mosaic_attention.attend,
-    (*[('heads', 'rows')] * 4, ('heads',), (), ('rows',)),
-    ('heads', 'rows'),
+    (
+      *[('rows', None, 'heads')] * 2,
+      *[('heads', 'rows')] * 2,
+      *(('heads',), (), ('rows',)),
+    ),
+    ('rows', None, 'heads'),
   )
   r_HWC = r_HWC[:, :-ALIGNMENT]
-  return attend(qu_HBTC, qv_HBTC, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
+  return attend(qu_BTHC, qv_BTHC, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
 
 
 def _by_xla(
@@ -181,10 +184,10 @@ def _has_kernel(
 
   Args:
     dtype: of queries and keys.
-    shape: of the queries [H, B, T, C].
+    shape: of the queries [B, T, H, C].
     n_keys: L.
   """
-  H, B, T, C = shape
+  B, T, H, C = shape
   fits = dtype == jnp.bfloat16 and C in (64, 128) and n_keys % KERNEL_TILE == 0
   # Few queries leave most of a tile empty.
   return fits and (T >= 16 or H * B >= 128) and on_hopper()

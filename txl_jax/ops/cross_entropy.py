@@ -115,9 +115,17 @@ def row_losses(
   """Losses and log-sum-exps [X] of few enough rows."""
   logits_XV = _logits(hidden_XE, weight_VE, bias_V)
   lse_X = jax.nn.logsumexp(logits_XV, axis=-1)
-  # Not a gather: the vocabulary may be divided over devices.
-  hit_XV = _hits(targets_X, logits_XV)
-  return lse_X - jnp.where(hit_XV, logits_XV, 0).sum(-1), lse_X
+  return lse_X - _at_targets(logits_XV, targets_X), lse_X
+
+
+def _at_targets(logits_XV: jax.Array, targets_X: jax.Array) -> jax.Array:
+  """The targets' logits [X]."""
+  if shards.is_divided('vocabulary'):
+    # A gather would bring the logits together.
+    return jnp.where(_hits(targets_X, logits_XV), logits_XV, 0).sum(-1)
+  return jnp.take_along_axis(
+    logits_XV, targets_X[:, None], axis=1, mode='fill', fill_value=0
+  )[:, 0]
 
 
 def row_gradients(

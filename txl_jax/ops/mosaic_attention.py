@@ -15,8 +15,8 @@ _ENOUGH_BLOCKS = 264
 # Compiled for itself, so that it is lowered once for all layers.
 @jax.jit
 def attend(
-  qu_HBTC: jax.Array,
-  qv_HBTC: jax.Array,
+  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
   k_HBLC: jax.Array,
   v_HBLC: jax.Array,
   r_HWC: jax.Array,
@@ -26,8 +26,8 @@ def attend(
   """Attends from T queries, the first of which stands at key `end`.
 
   Args:
-    qu_HBTC: queries with content bias, scaled.
-    qv_HBTC: queries with position bias, scaled.
+    qu_BTHC: queries with content bias, scaled.
+    qv_BTHC: queries with position bias, scaled.
     k_HBLC: keys; those that no query sees may be anything finite.
     v_HBLC: values.
     r_HWC: the projected table, distances descending to 0; distances beyond
@@ -36,11 +36,11 @@ def attend(
     first_BT: int32, the first key that each query sees, its own being the last.
 
   Returns:
-    The attended values [H, B, T, C].
+    The attended values [B, T, H, C].
   """
-  H, B, T, C = qu_HBTC.shape
+  B, T, H, C = qu_BTHC.shape
   L, T_pad = k_HBLC.shape[2], -(-T // TILE) * TILE
-  queries = [pad(x, (H, B, T_pad, C)) for x in (qu_HBTC, qv_HBTC)]
+  queries = [pad(x, (B, T_pad, H, C)) for x in (qu_BTHC, qv_BTHC)]
   first_BT = jnp.pad(
     first_BT.astype(jnp.int32), ((0, 0), (0, T_pad - T)), mode='edge'
   )
@@ -53,7 +53,7 @@ def attend(
     jnp.stack([jnp.int32(end), start]),
     heads_first=True,
   )
-  return _together(out, lse)[:, :, :T]
+  return _together(out, lse)[:, :T]
 
 
 def _table(
@@ -78,9 +78,10 @@ def _table(
 
 
 def _together(out: jax.Array, lse: jax.Array) -> jax.Array:
-  """What the splits have attended to [S, H, B, T, C], weighted."""
+  """What the splits have attended to [S, B, T, H, C], weighted."""
   if len(out) == 1:
     return out[0]
   weight = jnp.exp2(lse - lse.max(axis=0))
-  weight /= weight.sum(axis=0)
-  return (out * weight[..., None]).sum(axis=0).astype(out.dtype)
+  weight_SHBT = weight / weight.sum(axis=0)
+  weight_SBTH = weight_SHBT.transpose(0, 2, 3, 1)
+  return (out * weight_SBTH[..., None]).sum(axis=0).astype(out.dtype)

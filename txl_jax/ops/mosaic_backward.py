@@ -36,22 +36,22 @@ class ScoreGradients(NamedTuple):
   """What the kernel writes; 0 where no query sees.
 
   Attributes:
-    dqu_HBTC: gradient of the queries, by way of the keys.
-    weight_HBTL: weights, 0 where dropped.
-    dscore_HBTL: gradients of the scores, by key.
+    dqu_BTHC: gradient of the queries, by way of the keys.
+    weight_BHTL: weights, 0 where dropped.
+    dscore_BHTL: gradients of the scores, by key.
     draw_HBTW: the same, by row of the table.
   """
 
-  dqu_HBTC: jax.Array
-  weight_HBTL: jax.Array
-  dscore_HBTL: jax.Array
+  dqu_BTHC: jax.Array
+  weight_BHTL: jax.Array
+  dscore_BHTL: jax.Array
   draw_HBTW: jax.Array
 
 
 def score_gradients(
-  qu_HBTC: jax.Array,
-  qv_HBTC: jax.Array,
-  dout_HBTC: jax.Array,
+  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
+  dout_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
@@ -68,9 +68,9 @@ def score_gradients(
   """The gradients of the scores, and of the queries with content bias.
 
   Args:
-    qu_HBTC: queries with content bias, scaled; T a multiple of 64.
-    qv_HBTC: queries with position bias, scaled.
-    dout_HBTC: gradient of the sums of weights times values.
+    qu_BTHC: queries with content bias, scaled; T a multiple of 64.
+    qv_BTHC: queries with position bias, scaled.
+    dout_BTHC: gradient of the sums of weights times values.
     k_BLHC: keys, L a multiple of 64.
     v_BLHC: values.
     r_HWC: the projected table, W a multiple of 64.
@@ -84,12 +84,12 @@ def score_gradients(
       and keys from 0 begins.
     rate: share of weights that are dropped.
   """
-  H, B, T, C = qu_HBTC.shape
+  B, T, H, C = qu_BTHC.shape
   static = _Static(end, start, k_BLHC.shape[1], r_HWC.shape[1], rate)
   rows = (first_BT, lse_HBT, mean_HBT)
   words = () if words_HBT is None else (words_HBT,)
   found = _kernel(H, B, T, C, static)(
-    *(qu_HBTC, qv_HBTC, dout_HBTC, k_BLHC, v_BLHC, r_HWC, *rows),
+    *(qu_BTHC, qv_BTHC, dout_BTHC, k_BLHC, v_BLHC, r_HWC, *rows),
     *(tiles_BIS2, *words),
   )
   return ScoreGradients(*found)
@@ -121,8 +121,8 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
   return plgpu.kernel(
     body,
     out_type=tuple(
-      jax.ShapeDtypeStruct((H, B, T, width), jnp.bfloat16)
-      for width in (C, L, L, W)
+      jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+      for shape in ((B, T, H, C), *[(B, H, T, L)] * 2, (H, B, T, W))
     ),
     scratch_types=dict(
       **dict(qu=tile(), qv=tile(), dout=tile(), k=tile(), v=tile(), r=tile()),
@@ -189,18 +189,18 @@ class _Block:
 
   def _fetch_queries(self) -> None:
     device, shared = self._device, self._shared
-    names = ['qu', 'qv', 'dout', 'lse', 'mean']
-    if self._static.rate:
-      names.append('words')
+    row, head, queries = self._row, self._head, self._queries
+    places = {
+      **dict.fromkeys(('qu', 'qv', 'dout'), (row, queries, head)),
+      **dict.fromkeys(('lse', 'mean'), (head, row, queries)),
+      **({'words': (head, row, queries)} if self._static.rate else {}),
+      'first': (row, queries),
+    }
     pairs = [
-      (
-        getattr(device, name).at[self._head, self._row, self._queries],
-        getattr(shared, name),
-      )
-      for name in names
+      (getattr(device, name).at[*place], getattr(shared, name))
+      for name, place in places.items()
     ]
-    first = device.first.at[self._row, self._queries]
-    tiles.fetch([*pairs, (first, shared.first)], shared.ready)
+    tiles.fetch(pairs, shared.ready)
 
   def _fetch_rows(self, at: Any) -> None:
     """Begins to fetch the left half of the window of a tile."""
@@ -254,7 +254,9 @@ class _Block:
 
   def _write(self, source: Any, name: str, column: Any) -> None:
     """Begins to write a tile."""
-    where = self._head, self._row, self._queries, pl.ds(column, TILE)
+    by_head = name == 'draw'
+    lead = (self._head, self._row) if by_head else (self._row, self._head)
+    where = *lead, self._queries, pl.ds(column, TILE)
     plgpu.copy_smem_to_gmem(source, getattr(self._device, name).at[*where])
 
   def _write_last(self, acc: jax.Array) -> None:
@@ -274,7 +276,7 @@ class _Block:
       def _(at: Any, _: None) -> None:
         self._write(shared.weight, name, at * TILE)
 
-    dqu = device.dqu.at[self._head, self._row, self._queries]
+    dqu = device.dqu.at[self._row, self._queries, self._head]
     plgpu.copy_smem_to_gmem(shared.qu, dqu)
     self._write(shared.draw.at[half], 'draw', self._window + until * TILE)
     for name in ('weight', 'dscore'):

@@ -34,8 +34,8 @@ _WRITTEN = ('out', 'lse')
 
 
 def forward(
-  qu_HBTC: jax.Array,
-  qv_HBTC: jax.Array,
+  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
@@ -50,8 +50,8 @@ def forward(
   """What each of S splits attends to.
 
   Args:
-    qu_HBTC: queries with content bias, scaled; T a multiple of 64.
-    qv_HBTC: queries with position bias, scaled.
+    qu_BTHC: queries with content bias, scaled; T a multiple of 64.
+    qv_BTHC: queries with position bias, scaled.
     k_BLHC: keys, L a multiple of 64; [H, B, L, C] if `heads_first`.
     v_BLHC: values, likewise.
     r_HWC: the projected table, with rows for all that a tile may touch.
@@ -64,11 +64,11 @@ def forward(
     heads_first: how the keys lie.
 
   Returns:
-    Values [S, H, B, T, C], and of each query the logarithm to base 2 of the sum
+    Values [S, B, T, H, C], and of each query the logarithm to base 2 of the sum
     of its weights [S, H, B, T].
   """
-  H, B, T, C = qu_HBTC.shape
-  arrays = (qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT, tiles_BIS2)
+  B, T, H, C = qu_BTHC.shape
+  arrays = (qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT, tiles_BIS2)
   words = () if words_HBT is None else (words_HBT,)
   kernel = _kernel(tiles_BIS2.shape[2], H, B, T, C, rate, heads_first)
   return kernel(*arrays, places_2, *words)
@@ -120,7 +120,7 @@ def _kernel(
   return plgpu.kernel(
     body,
     out_type=(
-      jax.ShapeDtypeStruct((n_splits, H, B, T, C), jnp.bfloat16),
+      jax.ShapeDtypeStruct((n_splits, B, T, H, C), jnp.bfloat16),
       jax.ShapeDtypeStruct((n_splits, H, B, T), jnp.float32),
     ),
     scratch_types=dict(
@@ -155,8 +155,8 @@ def _attend_block(
   end = device.places[0] + block * TILE
   window = device.places[1] - block * TILE
   needed = [
-    (device.qu.at[head, row, queries], shared.qu),
-    (device.qv.at[head, row, queries], shared.qv),
+    (device.qu.at[row, queries, head], shared.qu),
+    (device.qv.at[row, queries, head], shared.qv),
     (device.first.at[row, queries], shared.first),
   ]
   if rate:
@@ -196,7 +196,7 @@ def _attend_block(
   most, total, acc = lax.fori_loop(begin, until, step, state)
   plgpu.commit_smem()
   _to_shared(shared, most, total, acc / (1 - rate))
-  plgpu.copy_smem_to_gmem(shared.qu, device.out.at[split, head, row, queries])
+  plgpu.copy_smem_to_gmem(shared.qu, device.out.at[split, row, queries, head])
   plgpu.copy_smem_to_gmem(shared.lse, device.lse.at[split, head, row, queries])
   plgpu.wait_smem_to_gmem(0)
 

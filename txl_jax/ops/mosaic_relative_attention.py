@@ -53,7 +53,7 @@ def relative_attention(
   def queries(bias_HC: jax.Array) -> jax.Array:
     wide = q_BTHC.astype(jnp.float32) + bias_HC.astype(jnp.float32)
     scaled = (wide * scale).astype(q_BTHC.dtype)
-    return _padded(scaled, T_pad, width).transpose(2, 0, 1, 3)
+    return _padded(scaled, T_pad, width)
 
   # Rows of the table: first those that only padded queries need, last those
   # that only keys meet which no query sees.
@@ -70,19 +70,18 @@ def relative_attention(
   attend = shards.per_shard(
     functools.partial(_attend, _Static(T, M, dropout_rate)),
     (
-      *[('heads', 'rows')] * 2,
-      *[('rows', None, 'heads')] * 2,
+      *[('rows', None, 'heads')] * 4,
       *(('heads',), ('rows',), ('heads', 'rows')),
     ),
-    ('heads', 'rows'),
+    ('rows', None, 'heads'),
   )
-  out_HBTC = attend(
+  out_BTHC = attend(
     *(queries(u_HC), queries(v_bias_HC)),
     *(_padded(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
     jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC),
     *(first_BT, words_HBT),
   )
-  return out_HBTC[:, :, :T, : v_BKHC.shape[-1]].transpose(1, 2, 0, 3)
+  return out_BTHC[:, :T, :, : v_BKHC.shape[-1]]
 
 
 def _check(dtype: Any, C: int) -> None:
@@ -111,41 +110,41 @@ def _padded(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
   static: _Static,
-  qu_HBTC: jax.Array,
-  qv_HBTC: jax.Array,
+  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> jax.Array:
-  """The attended values [H, B, T, C], all sizes padded."""
-  operands = qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC
+  """The attended values [B, T, H, C], all sizes padded."""
+  operands = qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC
   return _forward(static, *operands, first_BT, words_HBT)[0]
 
 
 def _forward(
   static: _Static,
-  qu_HBTC: jax.Array,
-  qv_HBTC: jax.Array,
+  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-  operands = qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT
-  places_2 = np.array([static.end, _start(qu_HBTC)], np.int32)
+  operands = qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT
+  places_2 = np.array([static.end, _start(qu_BTHC)], np.int32)
   tiles = _tiles(static, first_BT, k_BLHC)
-  out_SHBTC, lse_SHBT = _once_a_layer(forward, static.rate)(
+  out_SBTHC, lse_SHBT = _once_a_layer(forward, static.rate)(
     *operands, tiles, jnp.asarray(places_2), words_HBT
   )
-  return out_SHBTC[0], (*operands, words_HBT, out_SHBTC[0], lse_SHBT[0])
+  return out_SBTHC[0], (*operands, words_HBT, out_SBTHC[0], lse_SHBT[0])
 
 
-def _start(qu_HBTC: jax.Array) -> int:
+def _start(qu_BTHC: jax.Array) -> int:
   """The row of the table where the window of queries and keys from 0 begins."""
-  return qu_HBTC.shape[2] - TILE
+  return qu_BTHC.shape[1] - TILE
 
 
 def _tiles(
@@ -162,27 +161,32 @@ def _once_a_layer(function: Any, rate: float, **places: int) -> Any:
 
 
 def _backward(
-  static: _Static, saved: tuple, gradient_HBTC: jax.Array
+  static: _Static, saved: tuple, gradient_BTHC: jax.Array
 ) -> tuple[Any, ...]:
-  qu_HBTC, qv_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT = saved[:6]
-  words_HBT, out_HBTC, lse_HBT = saved[6:]
-  gradient_HBTC = gradient_HBTC.astype(jnp.float32)
-  mean_HBT = (gradient_HBTC * out_HBTC.astype(jnp.float32)).sum(-1)
+  qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT = saved[:6]
+  words_HBT, out_BTHC, lse_HBT = saved[6:]
+  gradient_BTHC = gradient_BTHC.astype(jnp.float32)
+  mean_BTH = (gradient_BTHC * out_BTHC.astype(jnp.float32)).sum(-1)
   # With respect to the sums of the weights that are left, times values.
-  dout_HBTC = (gradient_HBTC / (1 - static.rate)).astype(qu_HBTC.dtype)
+  dout_BTHC = (gradient_BTHC / (1 - static.rate)).astype(qu_BTHC.dtype)
   run = _once_a_layer(
-    score_gradients, static.rate, end=static.end, start=_start(qu_HBTC)
+    score_gradients, static.rate, end=static.end, start=_start(qu_BTHC)
   )
   found = run(
-    *(qu_HBTC, qv_HBTC, dout_HBTC, k_BLHC, v_BLHC, r_HWC, first_BT),
-    *(lse_HBT, mean_HBT, _tiles(static, first_BT, k_BLHC), words_HBT),
+    *(qu_BTHC, qv_BTHC, dout_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT),
+    *(
+      lse_HBT,
+      mean_BTH.transpose(2, 0, 1),
+      _tiles(static, first_BT, k_BLHC),
+      words_HBT,
+    ),
   )
   gradients = (
-    found.dqu_HBTC,
-    jnp.einsum('hbtw,hwc->hbtc', found.draw_HBTW, r_HWC),
-    jnp.einsum('hbtl,hbtc->blhc', found.dscore_HBTL, qu_HBTC),
-    jnp.einsum('hbtl,hbtc->blhc', found.weight_HBTL, dout_HBTC),
-    jnp.einsum('hbtw,hbtc->hwc', found.draw_HBTW, qv_HBTC),
+    found.dqu_BTHC,
+    jnp.einsum('hbtw,hwc->bthc', found.draw_HBTW, r_HWC),
+    jnp.einsum('bhtl,bthc->blhc', found.dscore_BHTL, qu_BTHC),
+    jnp.einsum('bhtl,bthc->blhc', found.weight_BHTL, dout_BTHC),
+    jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
   )
   return *gradients, None, None
 

@@ -57,6 +57,11 @@ def constrain(x: jax.Array, *logical: Axis) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*over))
 
 
+def is_divided(name: Axis) -> bool:
+  """Whether a logical axis is divided over devices."""
+  return _parts(name) > 1
+
+
 def per_row_shard(
   function: Callable, row_axes: tuple[int | None, ...], out_axis: int
 ) -> Callable:

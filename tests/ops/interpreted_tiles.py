@@ -43,6 +43,10 @@ def add_product(acc, left, right):
   return acc + _wide(left) @ _wide(right[...])
 
 
+def add_turned_product(acc, left, right):
+  return acc + _wide(left[...]).T @ _wide(right[...])
+
+
 def _wide(x):
   return x.astype(jnp.float32)
 

@@ -14,6 +14,7 @@ from txl_jax.ops import (
   hopper,
   mosaic_backward,
   mosaic_forward,
+  mosaic_key_gradients,
   mosaic_slant,
   mosaic_tiles,
 )
@@ -83,8 +84,13 @@ def _results(case, implementation, dtype=jnp.bfloat16):
 
 
 def _errors(found, expected):
+  # Gradients that cancel, as those of scores of a single key, have no size.
+  least = 0.1 * np.linalg.norm(expected[0])
   return np.array(
-    [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, expected)]
+    [
+      np.linalg.norm(a - b) / max(np.linalg.norm(b), least)
+      for a, b in zip(found, expected)
+    ]
   )
 
 
@@ -94,7 +100,8 @@ def interpreted(monkeypatch):
 
   interpreted_tiles.install(monkeypatch, mosaic_tiles, mosaic_slant)
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  caches = mosaic_forward._kernel, mosaic_backward._kernel, lib._once_a_layer
+  kernels = mosaic_forward, mosaic_backward, mosaic_key_gradients
+  caches = *(module._kernel for module in kernels), lib._once_a_layer
   for cache in caches:
     cache.cache_clear()
   with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
@@ -111,7 +118,7 @@ def test_values_and_gradients_interpreted(case, interpreted):
   _assert_as_close_as_xla(case, slack=1.3)
 
 
-def _assert_as_close_as_xla(case, slack=1.05):
+def _assert_as_close_as_xla(case, slack=1.15):
   expected = _results(case, 'reference', jnp.float32)
   found = _errors(_results(case, 'mosaic_gpu'), expected)
   by_xla = _errors(_results(case, 'xla'), expected)
@@ -146,7 +153,7 @@ def test_it_compiles_for_an_h200(C, rate, monkeypatch):
   with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
     traced = jax.jit(jax.grad(loss, argnums=tuple(range(7)))).trace(*operands)
     lowered = traced.lower(lowering_platforms=('cuda',))
-  assert lowered.as_text().count('custom_call @mosaic_gpu') == 2
+  assert lowered.as_text().count('custom_call @mosaic_gpu') == 3
 
 
 @new_enough

@@ -10,8 +10,8 @@ from txl_jax.config import ModelConfig
 from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
-from txl_jax.ops.projection import project, project_both
-from txl_jax.ops.relative_attention import relative_attention
+from txl_jax.ops.products import join_heads, project, project_both
+from txl_jax.ops.relative_attention import key_places, relative_attention
 from txl_jax.ops.sinusoids import Sinusoids
 
 KeysAndValues = tuple[jax.Array, jax.Array]
@@ -70,13 +70,16 @@ class Attention(nn.Module):
         *(q_BTHC, slots, *self.biases(shared_biases), first_BT),
         config.attention_implementation,
       )
-      return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), slots
+      return join_heads(out_BTHC, w_o), slots
     if isinstance(memory, tuple):
       k_BKHC, v_BKHC = (
         jnp.concatenate(both, axis=1) for both in zip(memory, new)
       )
     else:
-      k_BKHC, v_BKHC = (project_both(memory, hidden_BTD, w) for w in (w_k, w_v))
+      n_places = self.key_places(memory.shape[1] + hidden_BTD.shape[1])
+      k_BKHC, v_BKHC = (
+        project_both(memory, hidden_BTD, w, n_places) for w in (w_k, w_v)
+      )
     rate = config.attention_dropout if self.train else 0.0
     out_BTHC = self.attend(
       q_BTHC,
@@ -88,7 +91,11 @@ class Attention(nn.Module):
       dropout_rate=rate,
       dropout_seed=seed_of(self.make_rng('dropout')) if rate else None,
     )
-    return jnp.einsum('bthc,hcd->btd', out_BTHC, w_o), new
+    return join_heads(out_BTHC, w_o), new
+
+  def key_places(self, n_keys: int) -> int:
+    """For how many keys there is to be room; nobody sees the rest."""
+    return n_keys
 
   def kernel(self, name: str, *shape: int) -> jax.Array:
     """A weight of this shape, from N(0, init_std)."""
@@ -121,6 +128,12 @@ class Attention(nn.Module):
 
 class RelativeAttention(Attention):
   """The paper's own: sinusoids of relative distance, biases u and v."""
+
+  def key_places(self, n_keys: int) -> int:
+    """As many as attending likes."""
+    config = self.config
+    kind = config.attention_implementation, config.dtype, config.d_head
+    return key_places(*kind, n_keys)
 
   def attend(
     self,

@@ -19,7 +19,7 @@ from txl_jax.model.memory import (
 )
 from txl_jax.model.transformer import TransformerXL
 from txl_jax.ops.layer_norm import layer_norm
-from txl_jax.ops.projection import project
+from txl_jax.ops.products import project
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:

@@ -13,6 +13,7 @@ from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots
 from txl_jax.ops.dropout import dropout, relu_dropout, seed_of
 from txl_jax.ops.layer_norm import layer_norm
+from txl_jax.ops.products import product
 from txl_jax.ops.sinusoids import Sinusoids
 
 
@@ -63,9 +64,7 @@ class FeedForward(nn.Module):
     def weight(name: str, init: Callable, *shape: int) -> jax.Array:
       return self.param(name, init, shape).astype(config.dtype)
 
-    inner_BTF = jnp.einsum(
-      'btd,df->btf', x_BTD, weight('inner_kernel', matrix, D, F)
-    )
+    inner_BTF = product(x_BTD, weight('inner_kernel', matrix, D, F))
     inner_BTF += weight('inner_bias', zeros, F)
     dropping = self.train and config.dropout > 0
     inner_BTF = relu_dropout(
@@ -73,9 +72,7 @@ class FeedForward(nn.Module):
       seed_of(self.make_rng('dropout')) if dropping else jnp.uint32(0),
       config.dropout if dropping else 0.0,
     )
-    outer_BTD = jnp.einsum(
-      'btf,fd->btd', inner_BTF, weight('outer_kernel', matrix, F, D)
-    )
+    outer_BTD = product(inner_BTF, weight('outer_kernel', matrix, F, D))
     return outer_BTD + weight('outer_bias', zeros, D)
 
 

@@ -143,11 +143,12 @@ class TransformerXL(nn.Module):
       )
       if isinstance(positions, jax.Array):
         positions = pad_last(positions, D)
+      # All layers at once.
+      params = jax.vmap(functools.partial(pad_layer, config))(params)
     layer = Layer(config, train, padded, parent=None)
 
     def step(hidden_BTD: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
       params, memory, key = own
-      params = pad_layer(config, params) if padded else params
       return layer.apply(
         {'params': params},
         *(hidden_BTD, memory, positions, shared_biases, first_BT),

@@ -2,7 +2,8 @@
 
 Matrix units want rows of a multiple of 16 bytes. Else each product has its
 operands copied to such rows and its result copied back; with parameters and
-activations that are padded with zeros once there is nothing to copy.
+activations that are padded with zeros once there is nothing to copy. Heads are
+padded to what the attention wants.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import jax
 
 from txl_jax.config import ModelConfig
 from txl_jax.ops.alignment import aligned, pad
+from txl_jax.ops.relative_attention import head_width
 
 # Of the parameters of a layer; the others have the axis D.
 AXES = {
@@ -34,7 +36,10 @@ class Widths(NamedTuple):
 def widths(config: ModelConfig, padded: bool) -> Widths:
   """The widths as they are configured, or padded with zeros."""
   plain = Widths(config.d_model, config.d_head, config.d_ff)
-  return Widths(*map(aligned, plain)) if padded else plain
+  if not padded:
+    return plain
+  C = head_width(config.attention_implementation, config.dtype, plain.d_head)
+  return Widths(aligned(plain.d_model), C, aligned(plain.d_ff))
 
 
 def pads(config: ModelConfig) -> bool:

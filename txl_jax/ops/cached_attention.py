@@ -13,10 +13,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops import shards
 from txl_jax.ops.alignment import ALIGNMENT, aligned
-from txl_jax.ops.hopper import on_hopper
-
-# Keys of a tile of the kernel; their number must be a multiple of it.
-KERNEL_TILE = 64
+from txl_jax.ops.hopper import KERNEL_TILE, KERNEL_WIDTHS, on_hopper
 
 
 class Slots(NamedTuple):
@@ -188,6 +185,8 @@ def _has_kernel(
     n_keys: L.
   """
   B, T, H, C = shape
-  fits = dtype == jnp.bfloat16 and C in (64, 128) and n_keys % KERNEL_TILE == 0
+  fits = (
+    dtype == jnp.bfloat16 and C in KERNEL_WIDTHS and n_keys % KERNEL_TILE == 0
+  )
   # Few queries leave most of a tile empty.
   return fits and (T >= 16 or H * B >= 128) and on_hopper()

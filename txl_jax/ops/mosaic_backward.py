@@ -37,7 +37,7 @@ class ScoreGradients(NamedTuple):
 
   Attributes:
     dqu_BTHC: gradient of the queries, by way of the keys.
-    weight_BHTL: weights, 0 where dropped.
+    weight_BHTL: weights, as dropout leaves them.
     dscore_BHTL: gradients of the scores, by key.
     draw_HBTW: the same, by row of the table.
   """
@@ -70,7 +70,7 @@ def score_gradients(
   Args:
     qu_BTHC: queries with content bias, scaled; T a multiple of 64.
     qv_BTHC: queries with position bias, scaled.
-    dout_BTHC: gradient of the sums of weights times values.
+    dout_BTHC: gradient of the result.
     k_BLHC: keys, L a multiple of 64.
     v_BLHC: values.
     r_HWC: the projected table, W a multiple of 64.
@@ -233,7 +233,9 @@ class _Block:
     slope, used = tiles.product(shared.dout, shared.v), weight
     if rate:
       keep = tiles.kept(shared.words, at * TILE, rate)
-      slope, used = (jnp.where(keep, x, 0.0) for x in (slope, weight))
+      slope, used = (
+        jnp.where(keep, x / (1 - rate), 0.0) for x in (slope, weight)
+      )
     dscore = (weight * (slope - _over_keys(shared.mean))).astype(jnp.bfloat16)
     # What the tile before has written is on its way, and its room free.
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)

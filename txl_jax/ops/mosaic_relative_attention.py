@@ -2,7 +2,8 @@
 
 The forward pass keeps its operands, its result and one number a query. The
 backward kernel computes the weights again and writes them once, with the
-gradients of the scores; what remains are matrix products.
+gradients of the scores; a third kernel sums them for keys and values, and what
+remains are matrix products.
 """
 
 import functools
@@ -14,11 +15,11 @@ import numpy as np
 
 from txl_jax.errors import InputError
 from txl_jax.ops import dropout, shards
+from txl_jax.ops.hopper import KERNEL_WIDTHS
 from txl_jax.ops.mosaic_backward import score_gradients
 from txl_jax.ops.mosaic_forward import forward, tiles_of
+from txl_jax.ops.mosaic_key_gradients import sum_over_queries
 from txl_jax.ops.mosaic_tiles import TILE
-
-WIDTHS = (64, 128)  # of heads, to which others are padded
 
 
 class _Static(NamedTuple):
@@ -45,9 +46,9 @@ def relative_attention(
 ) -> jax.Array:
   """The operator of `ops/relative_attention.py`."""
   B, T, H, C = q_BTHC.shape
-  M = k_BKHC.shape[1] - T
+  M = len(table_KD) - T
   _check(q_BTHC.dtype, C)
-  width = WIDTHS[0] if C <= WIDTHS[0] else WIDTHS[1]
+  width = next(width for width in KERNEL_WIDTHS if C <= width)
   T_pad, K_pad = _whole_tiles(T), _whole_tiles(M + T)
 
   def queries(bias_HC: jax.Array) -> jax.Array:
@@ -90,10 +91,10 @@ def _check(dtype: Any, C: int) -> None:
       "attention_implementation 'mosaic_gpu' needs dtype 'bfloat16', found "
       f'{str(dtype)!r}'
     )
-  if C > WIDTHS[-1]:
+  if C > KERNEL_WIDTHS[-1]:
     raise InputError(
       "attention_implementation 'mosaic_gpu' needs a d_head of at most "
-      f'{WIDTHS[-1]}, found {C}'
+      f'{KERNEL_WIDTHS[-1]}, found {C}'
     )
 
 
@@ -136,7 +137,7 @@ def _forward(
   operands = qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT
   places_2 = np.array([static.end, _start(qu_BTHC)], np.int32)
   tiles = _tiles(static, first_BT, k_BLHC)
-  out_SBTHC, lse_SHBT = _once_a_layer(forward, static.rate)(
+  out_SBTHC, lse_SHBT = _once_a_layer(forward, rate=static.rate)(
     *operands, tiles, jnp.asarray(places_2), words_HBT
   )
   return out_SBTHC[0], (*operands, words_HBT, out_SBTHC[0], lse_SHBT[0])
@@ -155,9 +156,9 @@ def _tiles(
 
 
 @functools.cache
-def _once_a_layer(function: Any, rate: float, **places: int) -> Any:
+def _once_a_layer(function: Any, **options: Any) -> Any:
   """Compiled for itself, so that it is lowered once for all layers."""
-  return jax.jit(functools.partial(function, rate=rate, **places))
+  return jax.jit(functools.partial(function, **options))
 
 
 def _backward(
@@ -165,27 +166,21 @@ def _backward(
 ) -> tuple[Any, ...]:
   qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT = saved[:6]
   words_HBT, out_BTHC, lse_HBT = saved[6:]
-  gradient_BTHC = gradient_BTHC.astype(jnp.float32)
-  mean_BTH = (gradient_BTHC * out_BTHC.astype(jnp.float32)).sum(-1)
-  # With respect to the sums of the weights that are left, times values.
-  dout_BTHC = (gradient_BTHC / (1 - static.rate)).astype(qu_BTHC.dtype)
-  run = _once_a_layer(
-    score_gradients, static.rate, end=static.end, start=_start(qu_BTHC)
-  )
+  wide = (x.astype(jnp.float32) for x in (gradient_BTHC, out_BTHC))
+  mean_BTH = jnp.multiply(*wide).sum(-1)
+  tiles_BIS2 = _tiles(static, first_BT, k_BLHC)
+  places = dict(end=static.end, start=_start(qu_BTHC))
+  run = _once_a_layer(score_gradients, rate=static.rate, **places)
   found = run(
-    *(qu_BTHC, qv_BTHC, dout_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT),
-    *(
-      lse_HBT,
-      mean_BTH.transpose(2, 0, 1),
-      _tiles(static, first_BT, k_BLHC),
-      words_HBT,
-    ),
+    *(qu_BTHC, qv_BTHC, gradient_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT),
+    *(lse_HBT, mean_BTH.transpose(2, 0, 1), tiles_BIS2, words_HBT),
   )
+  of_keys = _once_a_layer(sum_over_queries)
   gradients = (
     found.dqu_BTHC,
     jnp.einsum('hbtw,hwc->bthc', found.draw_HBTW, r_HWC),
-    jnp.einsum('bhtl,bthc->blhc', found.dscore_BHTL, qu_BTHC),
-    jnp.einsum('bhtl,bthc->blhc', found.weight_BHTL, dout_BTHC),
+    of_keys(found.dscore_BHTL, qu_BTHC, tiles_BIS2),
+    of_keys(found.weight_BHTL, gradient_BTHC, tiles_BIS2),
     jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
   )
   return *gradients, None, None

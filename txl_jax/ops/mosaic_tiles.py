@@ -14,8 +14,8 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
 from txl_jax.ops import dropout
+from txl_jax.ops.hopper import KERNEL_TILE as TILE
 
-TILE = 64
 # How tiles lie in shared memory for products.
 TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
@@ -70,6 +70,13 @@ def product(left: Any, right: Any) -> jax.Array:
 def add_product(acc: jax.Array, left: jax.Array, right: Any) -> jax.Array:
   """acc + left right, `left` in registers."""
   return pl.run_state(lambda ref: plgpu.wgmma(ref, left, right))(
+    plgpu.ACC.init(acc)
+  )
+
+
+def add_turned_product(acc: jax.Array, left: Any, right: Any) -> jax.Array:
+  """acc + left^T right, both in shared memory."""
+  return pl.run_state(lambda ref: plgpu.wgmma(ref, left.T, right))(
     plgpu.ACC.init(acc)
   )
 

@@ -11,17 +11,17 @@ computed as (q_i + u) . k_j + (q_i + v) . r_d. A query sees the keys from its
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from txl_jax.errors import InputError
-from txl_jax.ops import reference_attention, xla_attention
-from txl_jax.ops.alignment import pad_last
+from txl_jax.ops import hopper, reference_attention, xla_attention
+from txl_jax.ops.alignment import aligned, pad_last
+from txl_jax.ops.hopper import KERNEL_TILE, KERNEL_WIDTHS
 from txl_jax.ops.sinusoids import Sinusoids
 from txl_jax.ops.tpu import on_tpu
 
 
 def _mosaic_gpu(*operands: jax.Array, **options: Any) -> jax.Array:
-  from txl_jax.ops import hopper
-
   hopper.check_hopper()
   # Half a second to import, for GPUs alone.
   from txl_jax.ops import mosaic_relative_attention
@@ -39,6 +39,33 @@ IMPLEMENTATIONS = {
 def takes_sinusoids(implementation: str) -> bool:
   """Whether this one wants the table by its columns, where it may be that."""
   return implementation == 'splash' or (implementation == 'auto' and on_tpu())
+
+
+def takes_kernel(implementation: str, dtype: Any, C: int) -> bool:
+  """Whether training attends by the kernels for Hopper here.
+
+  Args:
+    implementation: as for `relative_attention`.
+    dtype: of queries, keys and values.
+    C: width of a head.
+  """
+  fits = jnp.dtype(dtype) == jnp.bfloat16 and C <= KERNEL_WIDTHS[-1]
+  return implementation == 'mosaic_gpu' or (
+    implementation == 'auto' and fits and hopper.on_hopper()
+  )
+
+
+def head_width(implementation: str, dtype: Any, C: int) -> int:
+  """The width to pad heads to, with zeros, so that attending copies nothing."""
+  if takes_kernel(implementation, dtype, C):
+    return next((width for width in KERNEL_WIDTHS if C <= width), C)
+  return aligned(C)
+
+
+def key_places(implementation: str, dtype: Any, C: int, K: int) -> int:
+  """Likewise, for how many keys to make room."""
+  by_kernel = takes_kernel(implementation, dtype, C)
+  return -(-K // KERNEL_TILE) * KERNEL_TILE if by_kernel else K
 
 
 def relative_attention(
@@ -61,7 +88,7 @@ def relative_attention(
 
   Args:
     q_BTHC: queries.
-    k_BKHC: keys.
+    k_BKHC: keys. There may be more than the table has rows: nobody sees them.
     v_BKHC: values.
     table: position table R [K, D], one row per key, distances K - 1 to 0;
       whatever clamping and dropout do to it is done. Or what its columns are
@@ -80,7 +107,8 @@ def relative_attention(
       traffic), 'mosaic_gpu' (kernels for NVIDIA's Hopper, which write no scores
       to memory in the forward pass; bfloat16, C at most 128), 'splash' (a
       kernel for TPUs; needs the table by its columns, and no dropout) or
-      'auto', 'splash' on a TPU where that can be, else 'xla'.
+      'auto': 'splash' on a TPU and 'mosaic_gpu' on Hopper where that can be,
+      else 'xla'.
 
   Returns:
     The attended values [B, T, H, C], in the dtype of the values; 0 for a query
@@ -135,5 +163,10 @@ def _by_table(
   if isinstance(table, Sinusoids):
     plain_KD = table.table(k_BKHC.shape[1], q_BTHC.dtype)
     table = pad_last(plain_KD, len(w_r_DHC))
+  if takes_kernel(implementation, q_BTHC.dtype, q_BTHC.shape[-1]):
+    implementation = 'mosaic_gpu'
+  else:
+    # The kernels alone have a use for places that nobody sees.
+    k_BKHC, v_BKHC = (x[:, : len(table)] for x in (k_BKHC, v_BKHC))
   attend = {'auto': IMPLEMENTATIONS['xla'], **IMPLEMENTATIONS}[implementation]
   return attend(q_BTHC, k_BKHC, v_BKHC, table, w_r_DHC, *others, **options)

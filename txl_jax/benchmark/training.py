@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import math
+import pathlib
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.config import Config
 from txl_jax.errors import InputError
 from txl_jax.parallel import mesh as mesh_lib
-from txl_jax.training.compile import lower_step
+from txl_jax.training.compile import compiler_options, lower_step
 from txl_jax.training.optimizer import make_optimizer
 from txl_jax.training.state import init_state
 
@@ -63,7 +65,9 @@ class Subject:
       self.lowered = lower_step(
         config, optimizer, mesh, self._state, batches[0]
       )
-      self.compiled = self.lowered.compile()
+      with tempfile.TemporaryDirectory() as folder:
+        options = compiler_options(config, pathlib.Path(folder), mesh)
+        self.compiled = self.lowered.compile(compiler_options=options)
     self._batches = itertools.cycle(batches)
 
   @property

@@ -58,7 +58,7 @@ def relative_attention(
 
   # Rows of the table: first those that only padded queries need, last those
   # that only keys meet which no query sees.
-  after = _whole_tiles(T_pad + M + 2 * TILE) - T_pad - M
+  after = _whole_tiles(M) + TILE - M
   table_WD = jnp.pad(table_KD, ((T_pad - T, after), (0, 0)))
   w_r_DHC = jnp.pad(w_r_DHC, ((0, 0), (0, 0), (0, width - C)))
   words_HBT = None
@@ -176,14 +176,17 @@ def _backward(
     *(lse_HBT, mean_BTH.transpose(2, 0, 1), tiles_BIS2, words_HBT),
   )
   of_keys = _once_a_layer(sum_over_queries)
-  gradients = (
-    found.dqu_BTHC,
-    jnp.einsum('hbtw,hwc->bthc', found.draw_HBTW, r_HWC),
-    of_keys(found.dscore_BHTL, qu_BTHC, tiles_BIS2),
-    of_keys(found.weight_BHTL, gradient_BTHC, tiles_BIS2),
-    jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
+  dqv_BTHC = jnp.einsum('hbtw,hwc->bthc', found.draw_HBTW, r_HWC)
+  # Together, so that no array of the scores' size waits for a sum over layers.
+  dqu_BTHC, dk_BLHC, dv_BLHC, dr_HWC = jax.lax.optimization_barrier(
+    (
+      found.dqu_BTHC,
+      of_keys(found.dscore_BHTL, qu_BTHC, tiles_BIS2),
+      of_keys(found.weight_BHTL, gradient_BTHC, tiles_BIS2),
+      jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
+    )
   )
-  return *gradients, None, None
+  return dqu_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC, dr_HWC, None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -5,7 +5,7 @@ merges products that share an operand, such as the projections to keys and to
 values, and copies what they do not share into one array, or the results out of
 one. It divides sums over many rows, as the gradients of weights are, into
 powers of two, for which it copies both operands if their number of rows does
-not divide. And it would take the gradients of the memory along.
+not divide. And it puts such sums off to the end, while the operands wait.
 """
 
 import functools
@@ -35,7 +35,7 @@ def _backward(
   saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, w_DE = saved
-  return _to_operand(gradient, w_DE), _to_weight(x, gradient)
+  return _together(_to_operand(gradient, w_DE), _to_weight(x, gradient))
 
 
 product.defvjp(_forward, _backward)
@@ -84,11 +84,14 @@ def _backward_of_both(
 ) -> tuple[jax.Array, ...]:
   memory_BMD, hidden_BTD, w_DE = saved
   M, K = memory_BMD.shape[1], memory_BMD.shape[1] + hidden_BTD.shape[1]
-  # Two products, as the memory's is hardly ever asked for.
+  whole_BLD = _joined(length, memory_BMD, hidden_BTD)
+  # The memory's for itself, as it is hardly ever asked for.
   return (
     _to_operand(gradient_BLE[:, :M], w_DE),
-    _to_operand(gradient_BLE[:, M:K], w_DE),
-    _to_weight(_joined(length, memory_BMD, hidden_BTD), gradient_BLE),
+    *_together(
+      _to_operand(gradient_BLE[:, M:K], w_DE),
+      _to_weight(whole_BLD, gradient_BLE),
+    ),
   )
 
 
@@ -139,3 +142,8 @@ def _groups(n_rows: int, D: int, E: int) -> int:
 def _apart(*operands: jax.Array) -> tuple[jax.Array, ...]:
   """The same, but of no other product."""
   return jax.lax.optimization_barrier(operands)
+
+
+def _together(*results: jax.Array) -> tuple[jax.Array, ...]:
+  """The same, but none later than the others: what they need can then go."""
+  return jax.lax.optimization_barrier(results)

@@ -76,17 +76,21 @@ def _average(config: Config, average: Any, params: dict, step: jax.Array):
   return update_average(config.optimizer, average, params, step, steps)
 
 
-def reproducible(folder: pathlib.Path, mesh: Mesh) -> dict:
-  """Options that make a GPU compute the same bits each time.
+def compiler_options(
+  config: Config, folder: pathlib.Path, mesh: Mesh
+) -> dict | None:
+  """Options with which a GPU computes the same bits each time, if it is to.
 
   Which kernels were the fastest is kept: another choice rounds otherwise.
 
   Args:
-    folder: where that is kept.
+    config: the experiment.
+    folder: where that is kept; made if it is needed.
     mesh: the devices.
   """
-  if mesh.devices.flat[0].platform != 'gpu':
-    return {}
+  on_gpu = mesh.devices.flat[0].platform == 'gpu'
+  if not (config.train.deterministic and on_gpu):
+    return None
   folder.mkdir(exist_ok=True)
   return {
     'xla_gpu_deterministic_ops': True,

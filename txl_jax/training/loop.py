@@ -16,7 +16,7 @@ from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel import processes
 from txl_jax.parallel.loading import place
 from txl_jax.training.checkpoint import Checkpoints
-from txl_jax.training.compile import compile_step, reproducible
+from txl_jax.training.compile import compile_step, compiler_options
 from txl_jax.training.meter import Meter
 from txl_jax.training.norms import group_norms
 from txl_jax.training.profile import Profile
@@ -143,9 +143,8 @@ def _run(
 
 
 def _compile(setup: Setup, state: TrainState, batch: Batch) -> Callable:
-  began, options = time.monotonic(), None
-  if setup.config.train.deterministic:
-    options = reproducible(setup.work.path / 'autotuning', setup.mesh)
+  began, folder = time.monotonic(), setup.work.path / 'autotuning'
+  options = compiler_options(setup.config, folder, setup.mesh)
   step = compile_step(
     setup.config, setup.optimizer, setup.mesh, state, batch, options
   )

@@ -126,6 +126,12 @@ def _assert_as_close_as_xla(case, slack=1.15):
     assert ours < max(slack * theirs, 0.007), name
 
 
+def test_blocks_of_queries_that_see_some_tiles_of_keys():
+  tiles_IS2 = [[[0, 3]], [[1, 4]], [[1, 5]], [[5, 5]]]
+  ranges = mosaic_key_gradients._ranges(jnp.array([tiles_IS2]), 8, 2)
+  assert ranges.tolist() == [[[0, 3], [0, 3], [2, 3], [0, 0]]]
+
+
 @pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')
 @pytest.mark.parametrize('case', LARGE.values(), ids=LARGE)
 def test_it_is_as_close_as_xla_to_float32(case):

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-full test-kernels lint clean
+.PHONY: quickstart test test-slow test-full test-kernels test-tpu lint clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m txl_jax train --config=experiments/quickstart.py \
@@ -25,6 +25,12 @@ test-full: $(VENV)/installed-dev
 test-kernels: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) tests/ops/test_mosaic_attention.py \
 	  tests/ops/test_mosaic_relative_attention.py
+
+# Compiling for TPUs needs their compiler, and no TPU.
+test-tpu: $(VENV)/installed-dev
+	$(INSTALL) --editable '.[tpu]'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not full' \
+	  tests/benchmark/test_plan.py tests/benchmark/test_plan_matrix.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

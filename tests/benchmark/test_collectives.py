@@ -87,3 +87,26 @@ def test_all_ways_to_write_groups(groups, axes):
   (found,) = collectives(text, SHAPE)
   assert found.axes == axes
   assert found.payload == 8 * 4 * 2 + 3 * 4
+
+
+def test_a_loop_whose_condition_alone_says_how_often_it_runs():
+  text = """HloModule step
+
+%below (p: (s32[], f32[64])) -> pred[] {
+  %n.1 = s32[]{:T(128)} constant(7)
+  %p = (s32[], f32[64]) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n.1), direction=LT
+}
+
+%body (p: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %sum = f32[64]{0} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %w = (s32[], f32[64]) while(%t), condition=%below, body=%body
+}
+"""
+  (found,) = collectives(text, {'data': 4, 'fsdp': 1, 'tensor': 1})
+  assert found.count == 7
+  assert found.payload == 7 * 64 * 4

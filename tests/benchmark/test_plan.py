@@ -9,9 +9,11 @@ import jax
 import pytest
 
 from txl_jax.benchmark import plan as lib
+from txl_jax.benchmark import plan_inference as inference
 from txl_jax.cli import main
 from txl_jax.config import (
   Config,
+  EvalConfig,
   MeshConfig,
   ModelConfig,
   OptimizerConfig,
@@ -65,9 +67,8 @@ def test_gradients_are_summed_and_nothing_else_is_exchanged(plan):
   found = {each['kind'] for each in plan['collectives']}
   assert found == {'all-reduce'}
   total = sum(each['payload'] for each in plan['collectives'])
-  # More than once each: what W_k and W_v get by way of the memory is summed
-  # for itself, and W_R's gradient by row of the table.
-  assert n_bytes <= total < 1.2 * n_bytes
+  # Once each; W_R's as that of the projected table, which has 24 rows for 32.
+  assert 0.95 * n_bytes < total < 1.05 * n_bytes
 
 
 def test_parameters_divide_over_fsdp():
@@ -124,6 +125,45 @@ def test_what_keeps_a_tpu_from_its_kernel_is_told(
   said = capsys.readouterr().err
   assert f'attention by {taken}' in said
   assert ("position_dropout='feature'" in said) == (taken == 'xla')
+
+
+def test_evaluation_divides_rows_and_keeps_parameters_whole():
+  settings = EvalConfig(batch_size=16, segment_length=8, memory_length=24)
+  config = dataclasses.replace(CONFIG, eval=settings)
+  found = inference.plan_evaluation(config, jax.devices(), say=lambda _: None)
+  assert found['bytes']['parameters'] == 4 * found['parameters']
+  # Keys and values of 24 positions, for two rows on each device.
+  assert found['bytes']['memory'] >= 2 * 3 * 24 * 32 * 4 * 2
+  assert found['needed_bytes'] > found['bytes']['parameters']
+  kinds = {each['kind'] for each in found['collectives']}
+  assert not kinds or kinds <= {'all-gather'}  # of the sums, to be read
+
+
+def test_generation_is_planned_for_one_device():
+  settings = EvalConfig(batch_size=16, segment_length=8, memory_length=24)
+  config = dataclasses.replace(CONFIG, eval=settings)
+  few, many = (
+    inference.plan_generation(config, jax.devices(), n, say=lambda _: None)
+    for n in (1, 4)
+  )
+  assert few['devices'] == 1 and not few['collectives']
+  # Keys and values of 24 positions at least, for three rows more.
+  added = many['bytes']['memory'] - few['bytes']['memory']
+  assert 3 <= added / (2 * 3 * 24 * 32 * 4) < 16
+
+
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    (['--program=eval', '--traffic'], '--traffic is for training, not'),
+    (['--batch=0'], '--batch must be at least 1, found 0'),
+    (['--program=eval', '--batch=12'], 'eval.batch_size is 12, expected a mul'),
+  ],
+)
+def test_options_that_do_not_go_together(options, words, capsys):
+  experiment = f'--config={ROOT / "experiments" / "quickstart.py"}'
+  assert main(['plan', experiment, *options]) != 0
+  assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

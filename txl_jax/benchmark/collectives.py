@@ -21,6 +21,8 @@ _KINDS = (
 _COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(_KINDS)})(-start)?\(')
 _ARRAY = re.compile(r'\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r'condition=(%[\w.\-]+)')
+_BELOW = re.compile(r'ROOT .* compare\(.*, (%[\w.\-]+)\), direction=LT')
 _CALLED = re.compile(
   r'(body|calls|to_apply|true_computation|false_computation|'
   r'branch_computations)=(\{[^}]*\}|%[\w.\-]+)'
@@ -97,11 +99,26 @@ def _runs(
   """Each line that runs, and how many times."""
   for line in computations.get(name, ()):
     yield line, times
-    trips = _TRIPS.search(line)
     for key, called in _CALLED.findall(line):
-      inner = int(trips[1]) if key == 'body' and trips else 1
+      inner = _trips(computations, line) if key == 'body' else 1
       for callee in re.findall(r'%[\w.\-]+', called):
         yield from _runs(computations, callee, times * inner)
+
+
+def _trips(computations: dict[str, list[str]], line: str) -> int:
+  """How often a loop runs, or 1 if it does not say.
+
+  The compiler of TPUs leaves it to the condition: JAX counts up from 0.
+  """
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  condition = _CONDITION.search(line)
+  lines = computations.get(condition[1], ()) if condition else ()
+  for below in filter(None, map(_BELOW.search, lines)):
+    constant = re.compile(rf'{re.escape(below[1])} = .* constant\((\d+)\)')
+    for found in filter(None, map(constant.search, lines)):
+      return int(found[1])
+  return 1
 
 
 def _payload(match: re.Match, group_size: int) -> float:

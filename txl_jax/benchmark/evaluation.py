@@ -42,37 +42,21 @@ class Reader:
     Raises:
       InputError: if the rows do not divide among the devices, or for a stride.
     """
-    mesh_lib.check_rows(mesh, config.batch_size, 'config.eval.batch_size')
-    if config.stride is not None:
-      raise InputError(
-        f'config.eval.stride is {config.stride}, expected None: sliding '
-        'evaluation is not measured'
-      )
-    self.model = model = evaluation_model(model, config)
+    self.model = model = checked_model(model, config, mesh)
     whole = mesh_lib.replicated(mesh)
-    self.params = jax.jit(
-      lambda key: init_params(model, key), out_shardings=whole
-    )(jax.random.key(0))
-
-    def init(params: dict) -> AnyMemory:
-      memory = init_memory(model, config.batch_size)
-      return project_memory(model, params, memory)
-
-    by_rows = mesh_lib.by_rows(mesh, jax.eval_shape(init, self.params))
-    self.memory = jax.jit(init, out_shardings=by_rows)(self.params)
-    batches = _text(model.vocab_size, config)
-    places = mesh_lib.by_rows(mesh, batches[0])
-    batches = [jax.device_put(batch, places) for batch in batches]
-
-    def read(params: dict, memory: AnyMemory, batch: Batch) -> tuple:
-      nll_SBT, memory = score_segments(
-        model, params, batch.tokens_SBT, batch.targets_SBT, memory
-      )
-      return nll_SBT.sum(axis=-1), memory
-
-    jitted = jax.jit(read, donate_argnums=1, out_shardings=(whole, by_rows))
-    with mesh_lib.sharded(mesh):
-      self.lowered = jitted.lower(self.params, self.memory, batches[0])
+    rows = config.batch_size
+    shapes = jax.eval_shape(lambda: init_reading(model, rows))
+    places = whole, mesh_lib.by_rows(mesh, shapes[1])
+    init = jax.jit(lambda: init_reading(model, rows), out_shardings=places)
+    self.params, self.memory = init()
+    batches = [
+      some_text(model.vocab_size, config, seed) for seed in range(N_BATCHES)
+    ]
+    by_rows = mesh_lib.by_rows(mesh, batches[0])
+    batches = [jax.device_put(batch, by_rows) for batch in batches]
+    self.lowered = lower_reading(
+      model, mesh, self.params, self.memory, batches[0]
+    )
     self.compiled = self.lowered.compile()
     self._config, self._batches = config, itertools.cycle(batches)
 
@@ -98,11 +82,55 @@ class Reader:
     return calls
 
 
-def _text(vocab_size: int, config: EvalConfig) -> list[Batch]:
+def checked_model(
+  model: ModelConfig, config: EvalConfig, mesh: Mesh
+) -> ModelConfig:
+  """The model as it is evaluated.
+
+  Raises:
+    InputError: if the rows do not divide among the devices, or for a stride.
+  """
+  mesh_lib.check_rows(mesh, config.batch_size, 'config.eval.batch_size')
+  if config.stride is not None:
+    raise InputError(
+      f'config.eval.stride is {config.stride}, expected None: sliding '
+      'evaluation is not measured'
+    )
+  return evaluation_model(model, config)
+
+
+def init_reading(model: ModelConfig, n_rows: int) -> tuple[dict, AnyMemory]:
+  """Random parameters, and a memory of nothing."""
+  params = init_params(model, jax.random.key(0))
+  return params, project_memory(model, params, init_memory(model, n_rows))
+
+
+def lower_reading(
+  model: ModelConfig,
+  mesh: Mesh,
+  params: dict,
+  memory: AnyMemory,
+  batch: Batch,
+) -> jax.stages.Lowered:
+  """A call that reads some segments, for arrays or their placed shapes."""
+
+  def read(params: dict, memory: AnyMemory, batch: Batch) -> tuple:
+    nll_SBT, memory = score_segments(
+      model, params, batch.tokens_SBT, batch.targets_SBT, memory
+    )
+    return nll_SBT.sum(axis=-1), memory
+
+  results = mesh_lib.replicated(mesh), mesh_lib.by_rows(mesh, memory)
+  jitted = jax.jit(read, donate_argnums=1, out_shardings=results)
+  with mesh_lib.sharded(mesh):
+    return jitted.lower(params, memory, batch)
+
+
+def some_text(vocab_size: int, config: EvalConfig, seed: int) -> Batch:
   """As training would read it."""
   sizes = TrainConfig(
     batch_size=config.batch_size,
     segment_length=config.segment_length,
     segments_per_step=SEGMENTS_PER_CALL,
   )
-  return [random_batch(vocab_size, sizes, seed) for seed in range(N_BATCHES)]
+  return random_batch(vocab_size, sizes, seed)

@@ -11,19 +11,30 @@ from txl_jax.commands.arguments import (
   fields_help,
   read_config,
 )
+from txl_jax.config import Config
+from txl_jax.errors import InputError
 
 EXAMPLES = """examples:
   txl plan --config=experiments/wt103_large.py --topology=v5e:16x16 \\
     --config.model.dtype=bfloat16 --config.train.batch_size=256
   txl plan --config=experiments/enwik8_large.py --topology=v5p:2x2x1 \\
     --traffic --config.mesh.fsdp=4 --config.model.dtype=bfloat16
+  txl plan --config=experiments/wt103_large.py --topology=v6e:2x4 \
+    --program=eval --batch=64
   txl plan --config=experiments/quickstart.py
 
-Compiles the training step for chips that need not be there and tells what each
-of them would need: memory, operations, what they send to each other, and the
-least time that a step can take. Nothing runs. A table goes to the standard
+Compiles the training step, a call of evaluation (eight segments) or a block of
+64 generated tokens for chips that need not be there, and tells what each of
+them would need: memory, operations, what they send to each other, and the least
+time that it can take. Nothing runs. A table goes to the standard
 error, and one JSON object to the standard output; docs/tpu.md explains both.
 """
+_UNIT = {
+  'train': 'a step',
+  'eval': 'eight segments',
+  'generate': '64 tokens',
+}
+PROGRAMS = tuple(_UNIT)
 _UNITS = {'GB': 1e9, 'MB': 1e6, 'kB': 1e3, 'B': 1}
 
 
@@ -33,7 +44,7 @@ def add_plan(commands: Commands) -> None:
     commands,
     'plan',
     plan,
-    'What a training step needs of chips that need not be there.',
+    'What training and inference need of chips that need not be there.',
     epilog=f'{EXAMPLES}\n{fields_help()}',
   )
   add_config(parser)
@@ -44,9 +55,22 @@ def add_plan(commands: Commands) -> None:
     help='v4, v5e, v5p or v6e, and a shape: v5e:16x16 (default: this machine)',
   )
   add(
+    '--program',
+    choices=PROGRAMS,
+    default='train',
+    help='what is compiled (default train)',
+  )
+  add(
+    '--batch',
+    type=int,
+    help="rows of all chips together (default: the experiment's; texts that "
+    'one chip generates at once: 1)',
+  )
+  add(
     '--traffic',
     action='store_true',
-    help='count the traffic of main memory too: two more compilations',
+    help='of training: count the traffic of main memory too, which takes two '
+    'more compilations',
   )
 
 
@@ -56,9 +80,28 @@ def plan(arguments: argparse.Namespace, rest: list[str]) -> int:
   Raises:
     InputError: for a topology, a mesh or rows that do not go together.
   """
+  program, batch = arguments.program, arguments.batch
+  if batch is not None and batch < 1:
+    raise InputError(f'--batch must be at least 1, found {batch}')
+  if arguments.traffic and program != 'train':
+    raise InputError(f'--traffic is for training, not --program={program}')
+  if batch is not None and program != 'generate':
+    rest = [*rest, f'--config.{program}.batch_size={batch}']
   config = read_config(arguments.config, rest)
+  found = {
+    'config': arguments.config,
+    'topology': arguments.topology,
+    **_plan(arguments, config),
+  }
+  _show(found)
+  print(json.dumps(found))
+  return 0
+
+
+def _plan(arguments: argparse.Namespace, config: Config) -> dict:
   import jax
 
+  from txl_jax.benchmark import plan_inference
   from txl_jax.benchmark.plan import plan_training
   from txl_jax.parallel.topology import topology_devices
 
@@ -66,16 +109,14 @@ def plan(arguments: argparse.Namespace, rest: list[str]) -> int:
     devices = jax.devices()
   else:
     devices = topology_devices(arguments.topology)
-  found = plan_training(config, devices, traffic=arguments.traffic, say=_say)
-  found = {
-    'config': arguments.config,
-    'topology': arguments.topology,
-    'jax': jax.__version__,
-    **found,
-  }
-  _show(found)
-  print(json.dumps(found))
-  return 0
+  if arguments.program == 'train':
+    found = plan_training(config, devices, traffic=arguments.traffic, say=_say)
+  elif arguments.program == 'eval':
+    found = plan_inference.plan_evaluation(config, devices, say=_say)
+  else:
+    n_rows = arguments.batch or 1
+    found = plan_inference.plan_generation(config, devices, n_rows, say=_say)
+  return {'jax': jax.__version__, **found}
 
 
 def _say(line: str) -> None:
@@ -98,7 +139,7 @@ def _show(plan: dict) -> None:
     _say(f'  {name:<12}{_size(size):>10}')
   _say(f'  {_verdict(plan)}')
   if plan.get('milliseconds'):
-    _say('least time of a step, ms')
+    _say(f'least time of {_UNIT[plan["program"]]}, ms')
     for name, time in plan['milliseconds'].items():
       limit = '  <- the limit' if name == plan['limited_by'] else ''
       _say(f'  {name:<12}{time:>10.3f}{limit}')
@@ -112,8 +153,9 @@ def _show(plan: dict) -> None:
 
 
 def _attention(plan: dict) -> str:
-  taken = plan['attention']
-  if taken == 'splash' or not plan['device_kind'].startswith('TPU'):
+  taken, training = plan['attention'], plan['program'] == 'train'
+  on_tpu = plan['device_kind'].startswith('TPU')
+  if taken == 'splash' or not (training and on_tpu):
     return taken
   return (
     f'{taken}, which writes the scores to main memory; the kernel needs '
@@ -129,6 +171,8 @@ def _verdict(plan: dict) -> str:
     return said
   if plan['fits']:
     return f'{said}: fits'
+  if plan['program'] != 'train':
+    return f'{said}: does NOT fit; lower --batch or config.eval.memory_length'
   return (
     f'{said}: does NOT fit; lower config.train.batch_size, raise '
     'config.train.row_chunks, set config.model.remat=True, or divide the '

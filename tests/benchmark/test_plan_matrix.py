@@ -1,0 +1,76 @@
+"""Every experiment compiles for TPUs that are not there.
+
+Rows are as many as chips, as the published batches do not divide among most of
+the slices.
+"""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from txl_jax.benchmark import plan as training
+from txl_jax.benchmark import plan_inference as inference
+from txl_jax.commands.arguments import read_config
+from txl_jax.parallel.topology import topology_devices
+
+FOLDER = pathlib.Path(__file__).parents[2] / 'experiments'
+EXPERIMENTS = sorted(
+  path.stem for path in FOLDER.glob('*.py') if 'ablations' not in path.stem
+)
+TOPOLOGIES = ('v5e:2x4', 'v5e:16x16', 'v5p:8x8x16', 'v6e:16x16', 'v4:4x4x8')
+PROGRAMS = ('train', 'eval', 'generate')
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='needs libtpu'
+)
+
+
+def _compiles(name, topology, program):
+  devices = topology_devices(topology)
+  rows = len(devices)
+  config = read_config(
+    str(FOLDER / f'{name}.py'),
+    [
+      '--config.model.dtype=bfloat16',
+      f'--config.train.batch_size={rows}',
+      f'--config.eval.batch_size={rows}',
+      '--config.eval.stride=None',
+    ],
+  )
+  quiet = dict(say=lambda line: None)
+  if program == 'train':
+    plan = training.plan_training(config, devices, traffic=False, **quiet)
+  elif program == 'eval':
+    plan = inference.plan_evaluation(config, devices, **quiet)
+  elif config.model.position_encoding in ('learned', 'sinusoid'):
+    pytest.skip('does not generate')
+  else:
+    plan = inference.plan_generation(config, devices, 1, **quiet)
+  assert plan['fits']
+  kinds = {each['kind'] for each in plan['collectives']}
+  if program == 'train':
+    # Gradients are summed; no activation and no memory leaves its chip.
+    assert kinds == {'all-reduce'}
+    # Those of matrices in bfloat16, as they come; tied embeddings twice.
+    total = sum(each['payload'] for each in plan['collectives'])
+    assert 1.9 < total / plan['parameters'] < 8.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name, program',
+  [
+    *(('quickstart', program) for program in PROGRAMS),
+    *(('enwik8_base', 'train'), ('wt103_base', 'train')),
+  ],
+)
+def test_some_compile_for_a_small_slice(name, program):
+  _compiles(name, 'v5e:2x4', program)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('program', PROGRAMS)
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_all_compile_for_all(name, topology, program):
+  _compiles(name, topology, program)

@@ -89,7 +89,7 @@ def test_the_memory_is_full_before_the_clock_starts():
   mesh = make_mesh(devices=jax.devices()[:1])
   reader = Reader(MODEL, settings, mesh)
   assert reader.fill() * SEGMENTS_PER_CALL * 3 >= 60
-  assert reader.memory.valid_B.tolist() == [60, 60]
+  assert reader.cache.valid_B.tolist() == [60, 60]
   assert reader.tokens == 2 * 3 * SEGMENTS_PER_CALL
   sample = SampleConfig(temperature=1.0, top_p=None)
   config = Config(MODEL, eval=settings, sample=sample)

@@ -16,6 +16,7 @@ from txl_jax.model.cache import (
   read_cached,
   remembered,
 )
+from txl_jax.model.segments import begin_reading
 
 B, V = 2, 20
 SMALL = txl_jax.ModelConfig(
@@ -73,6 +74,46 @@ def test_projected_memory_gives_the_losses_of_hidden_states(S, T, changes):
     np.testing.assert_allclose(
       np.asarray(ours)[:, seen_BM], np.asarray(theirs)[:, seen_BM], atol=2e-4
     )
+
+
+@pytest.mark.parametrize('encoding', ['relative', 'shaw'])
+def test_calls_that_share_a_cache_go_on_from_each_other(encoding):
+  n_positions = None if encoding == 'relative' else 12
+  config = dataclasses.replace(
+    SMALL,
+    memory_length=16,
+    position_encoding=encoding,
+    n_positions=n_positions,
+  )
+  params, (tokens_SBT, targets_SBT) = _params(config), _text(12, 2)
+  start = txl_jax.init_memory(config, B)
+  expected, _ = txl_jax.score_segments(
+    config, params, tokens_SBT, targets_SBT, start
+  )
+  cache = begin_reading(config, params, start, n_segments=4, segment_length=2)
+  for n in range(0, 12, 4):
+    nll_SBT, cache = txl_jax.score_segments(
+      config, params, tokens_SBT[n : n + 4], targets_SBT[n : n + 4], cache
+    )
+    np.testing.assert_allclose(
+      nll_SBT, expected[n : n + 4], rtol=2e-5, atol=2e-5
+    )
+
+
+def test_what_a_cache_cannot_do():
+  config = dataclasses.replace(SMALL, memory_length=8)
+  params, (tokens_SBT, targets_SBT) = _params(config), _text(1, 50)
+  cache = begin_reading(
+    *(config, params, txl_jax.init_memory(config, B)),
+    n_segments=1,
+    segment_length=2,
+  )
+  score = functools.partial(txl_jax.score_segments, config, params)
+  with pytest.raises(txl_jax.errors.InputError, match='of 50, expected at'):
+    score(tokens_SBT, targets_SBT, cache)
+  with pytest.raises(txl_jax.errors.InputError, match='dropout_key'):
+    short = tokens_SBT[..., :2], targets_SBT[..., :2]
+    score(*short, cache, dropout_key=jax.random.key(0))
 
 
 def test_gradients_do_not_cross_segments():

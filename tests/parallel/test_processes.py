@@ -132,7 +132,9 @@ for sizes in ((-1, 1, 1), (2, 2, 2), (1, 1, 8)):
   rows = local_rows(mesh, 8)
   row_B = place(mesh, np.arange(8)[rows], 8)
   total = jax.jit(lambda row_B: (row_B ** 2).sum())(row_B)
-  print('rows', jax.process_index(), sizes, rows.start, rows.stop, int(total))
+  found = jax.process_index(), sizes, rows.start, rows.stop, int(total)
+  # In one piece: what Gloo says comes in between.
+  print(' '.join(map(str, ('rows', *found))) + '\\n', end='', flush=True)
 processes.barrier('ready')
 print('ready', flush=True)
 step = 0

@@ -11,9 +11,10 @@ from txl_jax.config import EvalConfig, ModelConfig, TrainConfig
 from txl_jax.data.streams import Batch
 from txl_jax.errors import InputError
 from txl_jax.evaluation.perplexity import SEGMENTS_PER_CALL, evaluation_model
-from txl_jax.model.functional import init_params, project_memory
-from txl_jax.model.memory import AnyMemory, init_memory
-from txl_jax.model.segments import score_segments
+from txl_jax.model.cache import AnyCache
+from txl_jax.model.functional import init_params
+from txl_jax.model.memory import init_memory
+from txl_jax.model.segments import begin_reading, score_segments
 from txl_jax.parallel import mesh as mesh_lib
 
 # Calls' worth of text that take turns.
@@ -26,7 +27,7 @@ class Reader:
   Attributes:
     model: with the memory, span and clamping of the evaluation.
     params: random.
-    memory: of what has been read.
+    cache: of what has been read.
     lowered: a call.
     compiled: the same.
   """
@@ -44,18 +45,18 @@ class Reader:
     """
     self.model = model = checked_model(model, config, mesh)
     whole = mesh_lib.replicated(mesh)
-    rows = config.batch_size
-    shapes = jax.eval_shape(lambda: init_reading(model, rows))
-    places = whole, mesh_lib.by_rows(mesh, shapes[1])
-    init = jax.jit(lambda: init_reading(model, rows), out_shardings=places)
-    self.params, self.memory = init()
+    with mesh_lib.sharded(mesh):
+      shapes = jax.eval_shape(lambda: init_reading(model, config))
+      places = whole, mesh_lib.cache_shardings(mesh, shapes[1])
+      init = jax.jit(lambda: init_reading(model, config), out_shardings=places)
+      self.params, self.cache = init()
     batches = [
       some_text(model.vocab_size, config, seed) for seed in range(N_BATCHES)
     ]
     by_rows = mesh_lib.by_rows(mesh, batches[0])
     batches = [jax.device_put(batch, by_rows) for batch in batches]
     self.lowered = lower_reading(
-      model, mesh, self.params, self.memory, batches[0]
+      model, mesh, self.params, self.cache, batches[0]
     )
     self.compiled = self.lowered.compile()
     self._config, self._batches = config, itertools.cycle(batches)
@@ -69,10 +70,10 @@ class Reader:
   def run(self, calls: int) -> None:
     """Reads on, then waits for the last call."""
     for _ in range(calls):
-      sums, self.memory = self.compiled(
-        self.params, self.memory, next(self._batches)
+      sums, self.cache = self.compiled(
+        self.params, self.cache, next(self._batches)
       )
-    jax.block_until_ready((sums, self.memory))
+    jax.block_until_ready((sums, self.cache))
 
   def fill(self) -> int:
     """Reads until the memory is full, two calls at least; says how many."""
@@ -99,31 +100,36 @@ def checked_model(
   return evaluation_model(model, config)
 
 
-def init_reading(model: ModelConfig, n_rows: int) -> tuple[dict, AnyMemory]:
-  """Random parameters, and a memory of nothing."""
+def init_reading(
+  model: ModelConfig, config: EvalConfig
+) -> tuple[dict, AnyCache]:
+  """Random parameters, and a cache of nothing."""
   params = init_params(model, jax.random.key(0))
-  return params, project_memory(model, params, init_memory(model, n_rows))
+  cache = begin_reading(
+    model,
+    params,
+    init_memory(model, config.batch_size),
+    n_segments=SEGMENTS_PER_CALL,
+    segment_length=config.segment_length,
+  )
+  return params, cache
 
 
 def lower_reading(
-  model: ModelConfig,
-  mesh: Mesh,
-  params: dict,
-  memory: AnyMemory,
-  batch: Batch,
+  model: ModelConfig, mesh: Mesh, params: dict, cache: AnyCache, batch: Batch
 ) -> jax.stages.Lowered:
   """A call that reads some segments, for arrays or their placed shapes."""
 
-  def read(params: dict, memory: AnyMemory, batch: Batch) -> tuple:
-    nll_SBT, memory = score_segments(
-      model, params, batch.tokens_SBT, batch.targets_SBT, memory
+  def read(params: dict, cache: AnyCache, batch: Batch) -> tuple:
+    nll_SBT, cache = score_segments(
+      model, params, batch.tokens_SBT, batch.targets_SBT, cache
     )
-    return nll_SBT.sum(axis=-1), memory
+    return nll_SBT.sum(axis=-1), cache
 
-  results = mesh_lib.replicated(mesh), mesh_lib.by_rows(mesh, memory)
+  results = mesh_lib.replicated(mesh), mesh_lib.cache_shardings(mesh, cache)
   jitted = jax.jit(read, donate_argnums=1, out_shardings=results)
   with mesh_lib.sharded(mesh):
-    return jitted.lower(params, memory, batch)
+    return jitted.lower(params, cache, batch)
 
 
 def some_text(vocab_size: int, config: EvalConfig, seed: int) -> Batch:

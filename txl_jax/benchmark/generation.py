@@ -12,7 +12,7 @@ from txl_jax.generation.decode import MOST_STEPS, stop_ids
 from txl_jax.generation.loop import Decoding, Rules, advance, begin, row_keys
 from txl_jax.generation.prompts import check_prompt
 from txl_jax.generation.sampling import Sampling
-from txl_jax.model.cache import compute_copy
+from txl_jax.model.cache import compute_copy, remembered
 from txl_jax.model.memory import AnyMemory
 
 
@@ -47,7 +47,8 @@ class Generation:
     copy = jax.jit(compute_copy, static_argnums=0)
     self._params = copy(model, reader.params)
     start = jax.jit(begin_rows, static_argnums=(0, 3))
-    self._decoding = start(rules, self._params, reader.memory, n_rows)
+    memory = jax.jit(remembered, static_argnums=0)(model, reader.cache)
+    self._decoding = start(rules, self._params, memory, n_rows)
     self.lowered = lower_block(rules, self._params, self._decoding)
     self.compiled = self.lowered.compile()
 

@@ -16,11 +16,11 @@ from txl_jax.benchmark.evaluation import (
 )
 from txl_jax.benchmark.generation import begin_rows, lower_block, rules_for
 from txl_jax.benchmark.plan_program import Say, TooLargeError
-from txl_jax.config import Config, ModelConfig
+from txl_jax.config import Config, EvalConfig, ModelConfig
 from txl_jax.evaluation.perplexity import SEGMENTS_PER_CALL
 from txl_jax.generation.decode import MOST_STEPS
 from txl_jax.generation.prompts import check_prompt
-from txl_jax.model.cache import compute_copy
+from txl_jax.model.cache import compute_copy, remembered
 from txl_jax.model.operations import operations_per_token
 from txl_jax.parallel import mesh as mesh_lib
 
@@ -43,14 +43,14 @@ def plan_evaluation(
   """
   mesh, settings = mesh_lib.make_mesh(devices=devices), config.eval
   model = checked_model(config.model, settings, mesh)
-  params, memory = _shapes(model, settings.batch_size, mesh)
+  params, cache = _shapes(model, settings, mesh)
   text = some_text(model.vocab_size, settings, 0)
   batch = program.placed(text, mesh_lib.by_rows(mesh, text))
   heading = program.heading(
     model, mesh, settings.batch_size, settings.segment_length
   )
-  parts = {'parameters': params, 'memory': memory, 'batch': batch}
-  lowered = lower_reading(model, mesh, params, memory, batch)
+  parts = {'parameters': params, 'memory': cache, 'batch': batch}
+  lowered = lower_reading(model, mesh, params, cache, batch)
   plan = _plan('eval', heading, parts, lowered, model, mesh, say)
   n_tokens = settings.batch_size * settings.segment_length * SEGMENTS_PER_CALL
   return _bound(plan, model, n_tokens, settings.segment_length)
@@ -77,10 +77,11 @@ def plan_generation(
   settings = dataclasses.replace(config.eval, batch_size=n_rows)
   model = checked_model(config.model, settings, mesh)
   rules = rules_for(model, config.sample)
-  params, memory = _shapes(model, n_rows, mesh)
+  params, cache = _shapes(model, settings, mesh)
   check_prompt(config.model, jax.numpy.zeros((n_rows, 1), int), None)
   with jax.set_mesh(mesh):
     params = jax.eval_shape(lambda tree: compute_copy(model, tree), params)
+    memory = jax.eval_shape(lambda tree: remembered(model, tree), cache)
     decoding = jax.eval_shape(
       lambda *trees: begin_rows(rules, *trees, n_rows), params, memory
     )
@@ -97,14 +98,16 @@ def plan_generation(
   return _bound(plan, model, n_rows * MOST_STEPS, 1)
 
 
-def _shapes(model: ModelConfig, n_rows: int, mesh: Mesh) -> tuple[Any, Any]:
-  """Parameters and memory, and how they lie on the devices."""
-  with jax.set_mesh(mesh):
-    params, memory = jax.eval_shape(lambda: init_reading(model, n_rows))
+def _shapes(
+  model: ModelConfig, settings: EvalConfig, mesh: Mesh
+) -> tuple[Any, Any]:
+  """Parameters and cache, and how they lie on the devices."""
+  with mesh_lib.sharded(mesh):
+    params, cache = jax.eval_shape(lambda: init_reading(model, settings))
   whole = mesh_lib.replicated(mesh)
   return (
     program.placed(params, jax.tree.map(lambda _: whole, params)),
-    program.placed(memory, mesh_lib.by_rows(mesh, memory)),
+    program.placed(cache, mesh_lib.cache_shardings(mesh, cache)),
   )
 
 

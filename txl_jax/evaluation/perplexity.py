@@ -13,9 +13,9 @@ from txl_jax.config import EvalConfig, ModelConfig
 from txl_jax.data.streams import Batch, eval_batches, sliding_batches
 from txl_jax.data.vocabulary import Vocabulary
 from txl_jax.errors import InputError
-from txl_jax.model.functional import project_memory
-from txl_jax.model.memory import ProjectedMemory, init_memory
-from txl_jax.model.segments import score_segments
+from txl_jax.model.cache import AnyCache
+from txl_jax.model.memory import init_memory
+from txl_jax.model.segments import begin_reading, score_segments
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel.loading import place_all
 
@@ -184,13 +184,14 @@ def token_losses(
   if len(tokens) < 2:
     raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
   model = evaluation_model(model, config)
-  memory = _empty_memory(model, config.batch_size, mesh, params)
+  with mesh_lib.sharded(mesh):
+    cache = _empty_cache(model, config, mesh, params)
   losses = np.full(len(tokens) - 1, np.nan, np.float32)
   pending = None
   for part, target_SBT in _batches(tokens, vocabulary.boundary, config, starts):
     batch = place_all(mesh, part, config.batch_size)
     with mesh_lib.sharded(mesh):
-      nll_SBT, memory = _score(model, mesh, params, memory, batch)
+      nll_SBT, cache = _score(model, mesh, params, cache, batch)
     # The devices are busy with this call while the last one's are fetched.
     _keep(losses, pending)
     pending = nll_SBT, target_SBT
@@ -213,17 +214,23 @@ def _keep(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty_memory(
-  model: ModelConfig, batch_size: int, mesh: Mesh, params: dict
-) -> ProjectedMemory:
-  memory = project_memory(model, params, init_memory(model, batch_size))
-  return _divided(memory, mesh)
+def _empty_cache(
+  model: ModelConfig, config: EvalConfig, mesh: Mesh, params: dict
+) -> AnyCache:
+  cache = begin_reading(
+    model,
+    params,
+    init_memory(model, config.batch_size),
+    n_segments=SEGMENTS_PER_CALL,
+    segment_length=config.segment_length,
+  )
+  return _divided(cache, mesh)
 
 
-def _divided(memory: ProjectedMemory, mesh: Mesh) -> ProjectedMemory:
+def _divided(cache: AnyCache, mesh: Mesh) -> AnyCache:
   """Divided by rows, so that each call finds it where the last one left it."""
-  by_rows = mesh_lib.by_rows(mesh, memory)
-  return jax.lax.with_sharding_constraint(memory, by_rows)
+  places = mesh_lib.cache_shardings(mesh, cache)
+  return jax.lax.with_sharding_constraint(cache, places)
 
 
 def _batches(
@@ -249,20 +256,20 @@ def _score(
   model: ModelConfig,
   mesh: Mesh,
   params: dict,
-  memory: ProjectedMemory,
+  cache: AnyCache,
   batch: Batch,
-) -> tuple[jax.Array, ProjectedMemory]:
-  """Losses [S, B, T], and the memory after the last segment."""
+) -> tuple[jax.Array, AnyCache]:
+  """Losses [S, B, T], and the cache after the last segment."""
   starts_SBT = batch.starts_SBT if model.memory_start == 'empty' else None
-  nll_SBT, memory = score_segments(
+  nll_SBT, cache = score_segments(
     model,
     params,
     batch.tokens_SBT,
     batch.targets_SBT,
-    memory,
+    cache,
     starts_SBT=starts_SBT,
   )
   # Whole on each device, so that each process can read them.
   whole = mesh_lib.replicated(mesh)
   nll_SBT = jax.lax.with_sharding_constraint(nll_SBT, whole)
-  return nll_SBT, _divided(memory, mesh)
+  return nll_SBT, _divided(cache, mesh)

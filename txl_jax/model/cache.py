@@ -48,6 +48,11 @@ class Cache:
     """How many slots are filled, remembered positions and those before."""
     return self.slots[0].end
 
+  @property
+  def room(self) -> int:
+    """Tokens that can be read before `compact` has to make room again."""
+    return self.slots[0].keys_HBLC.shape[2] - self.length - 1
+
 
 AnyCache = TypeVar('AnyCache', Cache, ProjectedMemory)
 

@@ -51,6 +51,20 @@ def slots_for(n_positions: int) -> int:
   )
 
 
+def skips_unseen(
+  dtype: Any, shape: tuple[int, int, int, int], implementation: str
+) -> bool:
+  """Whether slots that no query sees cost nothing.
+
+  Args:
+    dtype: of queries and keys.
+    shape: of the queries [B, T, H, C].
+    implementation: as in `cached_attention`.
+  """
+  wanted = implementation in ('auto', 'mosaic_gpu')
+  return wanted and _has_kernel(jnp.dtype(dtype), shape, 8 * KERNEL_TILE)
+
+
 def heads_first(x_BXHC: jax.Array) -> jax.Array:
   """[H, B, X, C], with C padded."""
   C = x_BXHC.shape[-1]

@@ -14,7 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from txl_jax.config import MeshConfig
 from txl_jax.errors import InputError
+from txl_jax.model.cache import AnyCache, Cache
 from txl_jax.ops import shards
+from txl_jax.ops.cached_attention import Slots
 from txl_jax.parallel import partition
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -123,6 +125,24 @@ def by_rows(mesh: Mesh, tree: Any) -> Any:
     ),
     tree,
   )
+
+
+def cache_shardings(mesh: Mesh, cache: AnyCache) -> AnyCache:
+  """Shardings of a cache, which is divided by rows; all else is replicated."""
+  if not isinstance(cache, Cache):
+    return by_rows(mesh, cache)
+  whole = jax.tree.map(lambda _: replicated(mesh), cache)
+  return whole.replace(
+    slots=tuple(
+      places._replace(**by_rows(mesh, _keys_and_values(slots)))
+      for places, slots in zip(whole.slots, cache.slots)
+    ),
+    valid_B=by_rows(mesh, cache.valid_B),
+  )
+
+
+def _keys_and_values(slots: Slots) -> dict:
+  return {name: getattr(slots, name) for name in ('keys_HBLC', 'values_HBLC')}
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

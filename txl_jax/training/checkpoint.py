@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,19 +17,25 @@ from txl_jax.errors import InputError, TrainingError
 from txl_jax.parallel import mesh as mesh_lib
 from txl_jax.parallel import processes
 from txl_jax.training.checksums import find_damage, write_checksums
-from txl_jax.training.state import TrainState
+from txl_jax.training.state import TrainState, from_storable, storable
 
 Say = Callable[[str], None]
-# Parts of the state that some runs do not have.
-OPTIONAL = ('average', 'plateau')
 
 
 class _Manager(ocp.CheckpointManager):
-  """Leaves it to the loop to ask whether a signal came."""
+  """Has barriers of its own; leaves it to the loop to ask for signals."""
 
   # JAX stops at the step after the last that anyone asked about; Orbax's
   # threads ask about past steps, after which no run would stop any more.
   reached_preemption = staticmethod(lambda step: False)
+
+  def __init__(self, folder: pathlib.Path):
+    # Without a name, two folders that are written at once share barriers.
+    barriers = ocp.options.MultiprocessingOptions(
+      barrier_sync_key_prefix=folder.name
+    )
+    options = ocp.CheckpointManagerOptions(multiprocessing_options=barriers)
+    super().__init__(folder, options=options)
 
 
 class Checkpoints:
@@ -98,7 +103,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_storable(state)),
+          state=ocp.args.StandardSave(storable(state)),
           host=ocp.args.JsonSave(host),
         ),
       )
@@ -177,11 +182,11 @@ class Checkpoints:
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_storable(abstract)),
+        state=ocp.args.StandardRestore(storable(abstract)),
         host=ocp.args.JsonRestore(),
       ),
     )
-    return _from_storable(restored.state, abstract), restored.host
+    return from_storable(restored.state, abstract), restored.host
 
   def _set_aside(self, step: int) -> pathlib.Path:
     self._manager.close()
@@ -263,36 +268,3 @@ def restore_whole(
   if restored is None:
     raise InputError(f'{folder} holds no checkpoint')
   return restored[0]
-
-
-def _storable(state: TrainState) -> dict[str, Any]:
-  """The state as a dict; Orbax refuses arrays of size zero (no memory)."""
-  tree = {
-    'step': state.step,
-    'params': state.params,
-    'opt_state': state.opt_state,
-    'key': state.key,
-    'valid': state.memory.valid_B,
-  }
-  if state.memory.length:
-    tree['hidden'] = state.memory.hidden_NBMD
-  for name in OPTIONAL:
-    if getattr(state, name) is not None:
-      tree[name] = getattr(state, name)
-  return tree
-
-
-def _from_storable(tree: dict[str, Any], abstract: TrainState) -> TrainState:
-  memory = abstract.memory
-  hidden = tree.get('hidden')
-  if hidden is None:
-    shape, dtype = memory.hidden_NBMD.shape, memory.hidden_NBMD.dtype
-    hidden = jax.numpy.zeros(shape, dtype, device=memory.hidden_NBMD.sharding)
-  return TrainState(
-    step=tree['step'],
-    params=tree['params'],
-    opt_state=tree['opt_state'],
-    memory=memory.replace(hidden_NBMD=hidden, valid_B=tree['valid']),
-    key=tree['key'],
-    **{name: tree.get(name) for name in OPTIONAL},
-  )

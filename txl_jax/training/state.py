@@ -1,5 +1,7 @@
 """The train state: one pytree of arrays."""
 
+from typing import Any
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from txl_jax.model.functional import init_params
 from txl_jax.model.memory import Memory, init_memory
 from txl_jax.training.averaging import init_average
 from txl_jax.training.schedules import Plateau, init_plateau
+
+# Parts of the state that some runs do not have.
+OPTIONAL = ('average', 'plateau')
 
 
 @flax.struct.dataclass
@@ -60,3 +65,37 @@ def run_key(seed: int) -> jax.Array:
 
 def _keys(seed: int) -> jax.Array:
   return jax.random.split(jax.random.key(seed))
+
+
+def storable(state: TrainState) -> dict[str, Any]:
+  """A state as Orbax stores it: without arrays of size zero (no memory)."""
+  tree = {
+    'step': state.step,
+    'params': state.params,
+    'opt_state': state.opt_state,
+    'key': state.key,
+    'valid': state.memory.valid_B,
+  }
+  if state.memory.length:
+    tree['hidden'] = state.memory.hidden_NBMD
+  for name in OPTIONAL:
+    if getattr(state, name) is not None:
+      tree[name] = getattr(state, name)
+  return tree
+
+
+def from_storable(tree: dict[str, Any], abstract: TrainState) -> TrainState:
+  """Undoes `storable`; `abstract` has the shapes and shardings."""
+  memory = abstract.memory
+  hidden = tree.get('hidden')
+  if hidden is None:
+    shape, dtype = memory.hidden_NBMD.shape, memory.hidden_NBMD.dtype
+    hidden = jnp.zeros(shape, dtype, device=memory.hidden_NBMD.sharding)
+  return TrainState(
+    step=tree['step'],
+    params=tree['params'],
+    opt_state=tree['opt_state'],
+    memory=memory.replace(hidden_NBMD=hidden, valid_B=tree['valid']),
+    key=tree['key'],
+    **{name: tree.get(name) for name in OPTIONAL},
+  )

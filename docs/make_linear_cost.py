@@ -82,12 +82,12 @@ def _draw(lines: list[dict]) -> None:
     ('eval', 'evaluation, forward', '#c8553d'),
   ):
     found = [line for line in lines if line['what'] == what]
-    lengths = [line['memory'] for line in found]
+    lengths = [line['memory'] / 1000 for line in found]
     style = dict(marker='o', markersize=4, label=label, color=colour)
     time.plot(lengths, [line['milliseconds'] for line in found], **style)
     size.plot(lengths, [line['gigabytes'] for line in found], **style)
   for axes, title in ((time, 'ms a segment'), (size, 'memory, GB')):
-    axes.set(xscale='log', yscale='log', xlabel='memory, tokens', title=title)
+    axes.set(ylim=0, xlabel='memory, thousands of tokens', title=title)
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(color='#dddddd', linewidth=0.6)
   time.legend(frameon=False)

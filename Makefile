@@ -30,7 +30,8 @@ test-kernels: $(VENV)/installed-dev
 test-tpu: $(VENV)/installed-dev
 	$(INSTALL) --editable '.[tpu]'
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not full' \
-	  tests/benchmark/test_plan.py tests/benchmark/test_plan_matrix.py
+	  tests/benchmark/test_plan.py tests/benchmark/test_plan_matrix.py \
+	  tests/ops/test_tpu_traffic.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

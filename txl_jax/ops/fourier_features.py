@@ -47,12 +47,14 @@ class Basis(NamedTuple):
 
 
 @functools.cache
-def basis(n_keys: int, d_model: int) -> Basis:
+def basis(n_keys: int, d_model: int, width: int = 0) -> Basis:
   """Features of the distances 0 to n_keys - 1.
 
   Args:
     n_keys: K.
     d_model: D, the width of the table.
+    width: so many features at least, the surplus (of an odd width less one)
+      with weight 0.
   """
   own_X = np.float64(frequencies(d_model))
   n_keys = max(n_keys, _FEW)
@@ -69,7 +71,12 @@ def basis(n_keys: int, d_model: int) -> Basis:
   table_KD = np.concatenate([np.sin(angle_KX), np.cos(angle_KX)], axis=-1)
   ridge = _REGULARISATION * n_keys * np.eye(wave_KF.shape[1])
   weight_FD = np.linalg.solve(wave_KF.T @ wave_KF + ridge, wave_KF.T @ table_KD)
-  return Basis(frequency_X, weight_FD)
+  surplus = max(width // 2 - len(frequency_X), 0)
+  weight_2XD = weight_FD.reshape(2, -1, d_model)
+  weight_2XD = np.pad(weight_2XD, ((0, 0), (0, surplus), (0, 0)))
+  return Basis(
+    np.pad(frequency_X, (0, surplus)), weight_2XD.reshape(-1, d_model)
+  )
 
 
 def waves(place: np.ndarray, frequency_X: np.ndarray) -> np.ndarray:
@@ -78,14 +85,14 @@ def waves(place: np.ndarray, frequency_X: np.ndarray) -> np.ndarray:
   return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
 
 
-def key_features(n_keys: int, d_model: int) -> np.ndarray:
-  """f(j) of all keys [K, F], float32."""
-  frequency_X = basis(n_keys, d_model).frequency_X
+def key_features(n_keys: int, d_model: int, width: int = 0) -> np.ndarray:
+  """f(j) of all keys [K, F], float32; the arguments are those of `basis`."""
+  frequency_X = basis(n_keys, d_model, width).frequency_X
   return waves(np.arange(n_keys), frequency_X).astype(np.float32)
 
 
 def query_features(
-  qv_BTHC: jax.Array, w_r_DHC: jax.Array, n_keys: int
+  qv_BTHC: jax.Array, w_r_DHC: jax.Array, n_keys: int, width: int = 0
 ) -> jax.Array:
   """g of queries with position bias [B, T, H, F], in their dtype.
 
@@ -93,9 +100,10 @@ def query_features(
     qv_BTHC: queries with position bias; the last one stands at the last key.
     w_r_DHC: W_R.
     n_keys: K.
+    width: as for `basis`.
   """
   T, D = qv_BTHC.shape[1], w_r_DHC.shape[0]
-  frequency_X, weight_FD = basis(n_keys, D)
+  frequency_X, weight_FD = basis(n_keys, D, width)
   wide = jnp.promote_types(qv_BTHC.dtype, jnp.float32)
   projected_FHC = jnp.einsum(
     'fd,dhc->fhc', jnp.asarray(weight_FD, wide), w_r_DHC.astype(wide)

@@ -63,13 +63,17 @@ def relative_attention(
   def queries(bias_HC: jax.Array) -> jax.Array:
     return ((q_BTHC.astype(wide) + bias_HC.astype(wide)) * scale).astype(dtype)
 
-  by_position = fourier_features.query_features(queries(v_bias_HC), w_r_DHC, K)
-  key_KF = jnp.asarray(fourier_features.key_features(K, D), dtype)
+  # As many as fill up whole lanes, so that nothing is left to be padded.
+  n_features = len(fourier_features.basis(K, D).weight_FD)
+  width = _whole(C + n_features)
+  by_position = fourier_features.query_features(
+    queries(v_bias_HC), w_r_DHC, K, width - C
+  )
+  key_KF = jnp.asarray(fourier_features.key_features(K, D, width - C), dtype)
   key_BKHF = jnp.broadcast_to(
     key_KF[:, None], (*k_BKHC.shape[:3], key_KF.shape[1])
   )
   T_pad, K_pad = _whole(T), _whole(K)
-  width = _whole(C + key_KF.shape[1])
   query_BT, key_BK = _segments(first_BT, K)
   attend = shards.per_shard(
     functools.partial(_compiled, _Static(K - T, span, INTERPRET)),

@@ -38,7 +38,7 @@ def main() -> None:
 
 def _plan(config: str, rows: int, overrides: list[str]) -> dict:
   command = [sys.executable, '-m', 'txl_jax', 'plan', f'--config={config}']
-  command += [f'--topology={SLICE}', '--traffic', f'--batch={4 * rows}']
+  command += [f'--topology={SLICE}', f'--batch={4 * rows}']
   run = subprocess.run(
     [*command, *overrides], stdout=subprocess.PIPE, check=True, text=True
   )

@@ -42,7 +42,7 @@ def _compiles(name, topology, program):
   )
   quiet = dict(say=lambda line: None)
   if program == 'train':
-    plan = training.plan_training(config, devices, traffic=False, **quiet)
+    plan = training.plan_training(config, devices, **quiet)
   elif program == 'eval':
     plan = inference.plan_evaluation(config, devices, **quiet)
   elif config.model.position_encoding in ('learned', 'sinusoid'):

@@ -2,12 +2,10 @@
 
 Nothing is allocated and nothing runs, so the devices need not be there. What
 the compiler does not count is found in other ways: the operations of the model
-by formula (model/operations.py), what devices send in the text of the program,
-and the traffic of main memory, of which it counts the body of a loop once, from
-models of two and of three layers that are written out.
+by formula (model/operations.py), what devices send, and what they move to and
+from main memory, in the text of the program.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +27,6 @@ def plan_training(
   config: Config,
   devices: Sequence[jax.Device],
   *,
-  traffic: bool,
   say: Say,
 ) -> dict:
   """Compiles the train step, and reports what each chip needs.
@@ -37,8 +34,6 @@ def plan_training(
   Args:
     config: the experiment, its mesh included.
     devices: of the machine or of a topology.
-    traffic: whether to count the traffic of main memory too, which takes two
-      more compilations.
     say: receives lines of progress.
 
   Returns:
@@ -70,8 +65,6 @@ def plan_training(
   except TooLargeError as error:
     return plan | {'fits': False, 'needed_bytes': error.needed}
   plan = program.weigh(plan, compiled, config.model, mesh)
-  if traffic:
-    plan['traffic'] = _traffic(config, mesh, say)
   per_token = training_operations_per_token(
     config.model,
     batch_size=train.batch_size,
@@ -101,21 +94,3 @@ def _compile(
   return program.compile_program(
     lower_step(config, optimizer, mesh, state, batch)
   )
-
-
-def _traffic(config: Config, mesh: Mesh, say: Say) -> dict | None:
-  """Bytes read and written by a step, and by each layer."""
-  counted = []
-  for n_layers in (2, 3):
-    say(f'counting the traffic of a model of {n_layers} written-out layers')
-    model = dataclasses.replace(
-      config.model, n_layers=n_layers, unroll=n_layers
-    )
-    small = dataclasses.replace(config, model=model)
-    compiled = _compile(small, mesh, *_shapes(small, mesh))
-    counted.append(compiled.cost_analysis().get('bytes accessed'))
-  if None in counted:
-    return None
-  layer = counted[1] - counted[0]
-  rest = counted[0] - 2 * layer
-  return {'layer': layer, 'step': rest + config.model.n_layers * layer}

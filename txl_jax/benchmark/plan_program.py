@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from txl_jax.benchmark.collectives import collectives
+from txl_jax.benchmark.traffic import traffic
 from txl_jax.config import ModelConfig
 from txl_jax.parallel import chips
 
@@ -109,6 +110,7 @@ def weigh(
     'needed_bytes': needed,
     'fits': chip and needed <= chip.memory,
     'attention': _attention(model, text),
+    'traffic': traffic(text),
     'collectives': [dataclasses.asdict(each) for each in exchanges],
   }
 
@@ -125,7 +127,7 @@ def bound(plan: dict, n_tokens: int) -> dict:
   """The plan with the least time it takes, by what the maker says of the chip.
 
   Args:
-    plan: with operations and collectives; with traffic if that was counted.
+    plan: with operations, traffic and collectives.
     n_tokens: that all devices read or write together.
   """
   chip = chips.published(plan['device_kind'])
@@ -134,10 +136,9 @@ def bound(plan: dict, n_tokens: int) -> dict:
   sent = sum(each['sent'] for each in plan['collectives'])
   times = {
     'compute': 1e3 * plan['operations'] / chip.flops,
+    'main memory': 1e3 * plan['traffic'] / chip.bandwidth,
     'network': 1e3 * sent / chip.network,
   }
-  if plan.get('traffic'):
-    times['main memory'] = 1e3 * plan['traffic']['step'] / chip.bandwidth
   limit = max(times, key=times.get)
   return plan | {
     'milliseconds': times,

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   txl plan --config=experiments/wt103_large.py --topology=v5e:16x16 \\
     --config.model.dtype=bfloat16 --config.train.batch_size=256
   txl plan --config=experiments/enwik8_large.py --topology=v5p:2x2x1 \\
-    --traffic --config.mesh.fsdp=4 --config.model.dtype=bfloat16
+    --config.mesh.fsdp=4 --config.model.dtype=bfloat16
   txl plan --config=experiments/wt103_large.py --topology=v6e:2x4 \
     --program=eval --batch=64
   txl plan --config=experiments/quickstart.py
@@ -66,12 +66,6 @@ def add_plan(commands: Commands) -> None:
     help="rows of all chips together (default: the experiment's; texts that "
     'one chip generates at once: 1)',
   )
-  add(
-    '--traffic',
-    action='store_true',
-    help='of training: count the traffic of main memory too, which takes two '
-    'more compilations',
-  )
 
 
 def plan(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -83,8 +77,6 @@ def plan(arguments: argparse.Namespace, rest: list[str]) -> int:
   program, batch = arguments.program, arguments.batch
   if batch is not None and batch < 1:
     raise InputError(f'--batch must be at least 1, found {batch}')
-  if arguments.traffic and program != 'train':
-    raise InputError(f'--traffic is for training, not --program={program}')
   if batch is not None and program != 'generate':
     rest = [*rest, f'--config.{program}.batch_size={batch}']
   config = read_config(arguments.config, rest)
@@ -110,7 +102,7 @@ def _plan(arguments: argparse.Namespace, config: Config) -> dict:
   else:
     devices = topology_devices(arguments.topology)
   if arguments.program == 'train':
-    found = plan_training(config, devices, traffic=arguments.traffic, say=_say)
+    found = plan_training(config, devices, say=_say)
   elif arguments.program == 'eval':
     found = plan_inference.plan_evaluation(config, devices, say=_say)
   else:

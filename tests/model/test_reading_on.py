@@ -76,15 +76,18 @@ def test_projected_memory_gives_the_losses_of_hidden_states(S, T, changes):
     )
 
 
+def _encoded(encoding, *, memory_length, n_positions):
+  return dataclasses.replace(
+    SMALL,
+    memory_length=memory_length,
+    position_encoding=encoding,
+    n_positions=None if encoding == 'relative' else n_positions,
+  )
+
+
 @pytest.mark.parametrize('encoding', ['relative', 'shaw'])
 def test_calls_that_share_a_cache_go_on_from_each_other(encoding):
-  n_positions = None if encoding == 'relative' else 12
-  config = dataclasses.replace(
-    SMALL,
-    memory_length=16,
-    position_encoding=encoding,
-    n_positions=n_positions,
-  )
+  config = _encoded(encoding, memory_length=16, n_positions=12)
   params, (tokens_SBT, targets_SBT) = _params(config), _text(12, 2)
   start = txl_jax.init_memory(config, B)
   expected, _ = txl_jax.score_segments(
@@ -148,13 +151,7 @@ def test_gradients_do_not_cross_segments():
 
 @pytest.mark.parametrize('encoding', ['relative', 'shaw'])
 def test_what_is_read_does_not_depend_on_where_it_lies(encoding):
-  n_positions = None if encoding == 'relative' else 6
-  config = dataclasses.replace(
-    SMALL,
-    memory_length=5,
-    position_encoding=encoding,
-    n_positions=n_positions,
-  )
+  config = _encoded(encoding, memory_length=5, n_positions=6)
   params, ((tokens_SBT, _)) = _params(config), _text(3, 2)
   memory = txl_jax.init_memory(config, B)
   spacious = init_cache(config, params, memory, room=6)

@@ -10,11 +10,14 @@ from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.config import EvalConfig, ModelConfig, TrainConfig
 from txl_jax.data.streams import Batch
 from txl_jax.errors import InputError
-from txl_jax.evaluation.perplexity import SEGMENTS_PER_CALL, evaluation_model
+from txl_jax.evaluation.perplexity import (
+  SEGMENTS_PER_CALL,
+  empty_cache,
+  evaluation_model,
+)
 from txl_jax.model.cache import AnyCache
 from txl_jax.model.functional import init_params
-from txl_jax.model.memory import init_memory
-from txl_jax.model.segments import begin_reading, score_segments
+from txl_jax.model.segments import score_segments
 from txl_jax.parallel import mesh as mesh_lib
 
 # Calls' worth of text that take turns.
@@ -105,14 +108,7 @@ def init_reading(
 ) -> tuple[dict, AnyCache]:
   """Random parameters, and a cache of nothing."""
   params = init_params(model, jax.random.key(0))
-  cache = begin_reading(
-    model,
-    params,
-    init_memory(model, config.batch_size),
-    n_segments=SEGMENTS_PER_CALL,
-    segment_length=config.segment_length,
-  )
-  return params, cache
+  return params, empty_cache(model, config, params)
 
 
 def lower_reading(

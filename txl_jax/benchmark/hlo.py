@@ -140,6 +140,7 @@ def _in_parentheses(text: str) -> str:
 
 def _array(dtype: str, shape: str, layout: str) -> Array:
   count = math.prod(map(int, filter(None, shape.split(','))))
+  # S(n) in a layout is another memory than the main one.
   return Array(count * _item_bytes(dtype), in_main_memory='S(' not in layout)
 
 

@@ -24,10 +24,7 @@ from txl_jax.training.state import init_state
 
 
 def plan_training(
-  config: Config,
-  devices: Sequence[jax.Device],
-  *,
-  say: Say,
+  config: Config, devices: Sequence[jax.Device], *, say: Say
 ) -> dict:
   """Compiles the train step, and reports what each chip needs.
 

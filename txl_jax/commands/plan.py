@@ -19,7 +19,7 @@ EXAMPLES = """examples:
     --config.model.dtype=bfloat16 --config.train.batch_size=256
   txl plan --config=experiments/enwik8_large.py --topology=v5p:2x2x1 \\
     --config.mesh.fsdp=4 --config.model.dtype=bfloat16
-  txl plan --config=experiments/wt103_large.py --topology=v6e:2x4 \
+  txl plan --config=experiments/wt103_large.py --topology=v6e:2x4 \\
     --program=eval --batch=64
   txl plan --config=experiments/quickstart.py
 

@@ -185,7 +185,7 @@ def token_losses(
     raise InputError(f'the split has {len(tokens)} tokens, expected at least 2')
   model = evaluation_model(model, config)
   with mesh_lib.sharded(mesh):
-    cache = _empty_cache(model, config, mesh, params)
+    cache = _begin(model, config, mesh, params)
   losses = np.full(len(tokens) - 1, np.nan, np.float32)
   pending = None
   for part, target_SBT in _batches(tokens, vocabulary.boundary, config, starts):
@@ -214,17 +214,29 @@ def _keep(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty_cache(
+def _begin(
   model: ModelConfig, config: EvalConfig, mesh: Mesh, params: dict
 ) -> AnyCache:
-  cache = begin_reading(
+  return _divided(empty_cache(model, config, params), mesh)
+
+
+def empty_cache(
+  model: ModelConfig, config: EvalConfig, params: dict
+) -> AnyCache:
+  """A cache of nothing, for the calls that read a split.
+
+  Args:
+    model: as it is evaluated.
+    config: has the rows and the length of a segment.
+    params: of the model.
+  """
+  return begin_reading(
     model,
     params,
     init_memory(model, config.batch_size),
     n_segments=SEGMENTS_PER_CALL,
     segment_length=config.segment_length,
   )
-  return _divided(cache, mesh)
 
 
 def _divided(cache: AnyCache, mesh: Mesh) -> AnyCache:

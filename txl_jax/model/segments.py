@@ -8,7 +8,7 @@ import jax
 from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.model import cache as cache_lib
-from txl_jax.model.cache import Cache
+from txl_jax.model.cache import AnyCache, Cache
 from txl_jax.model.functional import check_tokens, score
 from txl_jax.model.memory import AnyMemory, Memory, ProjectedMemory
 from txl_jax.model.transformer import TransformerXL
@@ -54,7 +54,8 @@ def score_segments(
   segments = (tokens_SBT, targets_SBT, starts_SBT)
   if isinstance(memory, Cache):
     _check_cache(memory, tokens_SBT.shape[2], dropout_key)
-  elif isinstance(memory, Memory) or dropout_key is not None:
+    return _read_on(config, params, segments, memory)
+  if isinstance(memory, Memory) or dropout_key is not None:
     return _score_segments(config, params, *segments, memory, dropout_key)
   return _score_cached(config, params, segments, memory)
 
@@ -141,15 +142,24 @@ def _score_cached(
   config: ModelConfig,
   params: dict,
   segments: tuple[jax.Array, jax.Array, jax.Array | None],
-  memory: ProjectedMemory | Cache,
-) -> tuple[jax.Array, ProjectedMemory | Cache]:
+  memory: ProjectedMemory,
+) -> tuple[jax.Array, ProjectedMemory]:
+  """The same by way of a cache."""
+  S, _, T = segments[0].shape
+  cache = begin_reading(config, params, memory, n_segments=S, segment_length=T)
+  nll_SBT, cache = _read_on(config, params, segments, cache)
+  return nll_SBT, cache_lib.remembered(config, cache)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_on(
+  config: ModelConfig,
+  params: dict,
+  segments: tuple[jax.Array, jax.Array, jax.Array | None],
+  cache: AnyCache,
+) -> tuple[jax.Array, AnyCache]:
   """The same with a cache, which slides once in a block of segments."""
   S, _, T = segments[0].shape
-  cache = memory
-  if not isinstance(memory, Cache):
-    cache = begin_reading(
-      config, params, memory, n_segments=S, segment_length=T
-    )
   n = _segments_in_block(S, T, cache.room) if isinstance(cache, Cache) else 1
   blocks = jax.tree.map(
     lambda x_SBT: x_SBT.reshape(S // n, n, *x_SBT.shape[1:]), segments
@@ -170,10 +180,7 @@ def _score_cached(
     return cache, nll_nBT
 
   cache, nll_SBT = jax.lax.scan(read_block, cache, blocks)
-  nll_SBT = nll_SBT.reshape(S, *nll_SBT.shape[2:])
-  if not isinstance(memory, Cache):
-    cache = cache_lib.remembered(config, cache)
-  return nll_SBT, cache
+  return nll_SBT.reshape(S, *nll_SBT.shape[2:]), cache
 
 
 def _segments_in_block(n_segments: int, length: int, room: int) -> int:

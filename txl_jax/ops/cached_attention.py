@@ -62,6 +62,7 @@ def skips_unseen(
     implementation: as in `cached_attention`.
   """
   wanted = implementation in ('auto', 'mosaic_gpu')
+  # From so many on, `slots_for` gives whole tiles.
   return wanted and _has_kernel(jnp.dtype(dtype), shape, 8 * KERNEL_TILE)
 
 

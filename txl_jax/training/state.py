@@ -14,7 +14,7 @@ from txl_jax.training.averaging import init_average
 from txl_jax.training.schedules import Plateau, init_plateau
 
 # Parts of the state that some runs do not have.
-OPTIONAL = ('average', 'plateau')
+_OPTIONAL = ('average', 'plateau')
 
 
 @flax.struct.dataclass
@@ -78,7 +78,7 @@ def storable(state: TrainState) -> dict[str, Any]:
   }
   if state.memory.length:
     tree['hidden'] = state.memory.hidden_NBMD
-  for name in OPTIONAL:
+  for name in _OPTIONAL:
     if getattr(state, name) is not None:
       tree[name] = getattr(state, name)
   return tree
@@ -97,5 +97,5 @@ def from_storable(tree: dict[str, Any], abstract: TrainState) -> TrainState:
     opt_state=tree['opt_state'],
     memory=memory.replace(hidden_NBMD=hidden, valid_B=tree['valid']),
     key=tree['key'],
-    **{name: tree.get(name) for name in OPTIONAL},
+    **{name: tree.get(name) for name in _OPTIONAL},
   )

@@ -20,6 +20,7 @@ from txl_jax.config import (
   TrainConfig,
 )
 from txl_jax.errors import InputError
+from txl_jax.parallel.mesh import make_mesh
 from txl_jax.parallel.topology import topology_devices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -210,3 +211,19 @@ def test_a_tpu_gets_its_kernel():
 def test_a_shape_that_does_not_exist_is_refused():
   with pytest.raises(InputError, match='--topology=v5e:3x5: '):
     topology_devices('v5e:3x5')
+
+
+@has_compiler
+@pytest.mark.parametrize('topology', ('v5e:16x16', 'v6e:16x16', 'v5p:8x8x16'))
+@pytest.mark.parametrize('fsdp, tensor', [(8, 1), (2, 2), (32, 4)])
+def test_axes_of_a_mesh_may_be_parts_of_those_of_a_slice(
+  topology, fsdp, tensor
+):
+  devices = topology_devices(topology)
+  mesh = make_mesh(MeshConfig(-1, fsdp, tensor), devices)
+  assert mesh.devices.shape == (
+    len(devices) // fsdp // tensor,
+    fsdp,
+    tensor,
+  )
+  assert set(mesh.devices.flat) == set(devices)

@@ -31,8 +31,20 @@ def rows_of(value):
   return jnp.full((TILE,), value, jnp.float32)
 
 
+def load(source):
+  return _wide(source[...])
+
+
 def load_rows(source):
   return source[...]
+
+
+def in_each_row(source):
+  return jnp.broadcast_to(_wide(source[...]), (TILE, *source.shape))
+
+
+def places(first):
+  return jnp.arange(TILE) + first
 
 
 def product(left, right):

@@ -1,5 +1,6 @@
 """The kernel for Hopper: on one, against XLA; elsewhere what leads up to it."""
 
+import interpreted_tiles
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,23 +8,40 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from txl_jax.ops import cached_attention as lib
-from txl_jax.ops import mosaic_attention, mosaic_forward
+from txl_jax.ops import (
+  mosaic_attention,
+  mosaic_decoding,
+  mosaic_forward,
+  mosaic_tiles,
+)
 from txl_jax.ops.cached_attention import Slots, cached_attention, pad_table
 
 TILE = mosaic_forward.TILE
 CASES = {
-  # H, B, T, C, slots, rows of the table, where the queries begin
-  'a segment': (2, 3, 128, 64, 448, 448, 300),
-  'a clamped table': (2, 2, 64, 128, 512, 100, 385),
-  'an odd length': (1, 2, 37, 64, 256, 256, 129),
-  'one query': (2, 64, 1, 64, 192, 192, 77),
-  'nothing before': (1, 1, 70, 64, 128, 128, 0),
+  # H, B, T, C, slots, where the queries begin
+  'a segment': (2, 3, 128, 64, 448, 300),
+  'wide heads': (2, 2, 64, 128, 512, 385),
+  'an odd length': (1, 2, 37, 64, 256, 129),
+  'nothing before': (1, 1, 70, 64, 128, 0),
+}
+ALONE = {
+  'one query': (2, 3, 1, 64, 192, 77),
+  'one query, as many rows as blocks': (4, 70, 1, 64, 128, 127),
+  'one query, wide heads': (1, 2, 1, 128, 640, 638),
+  'one query, nothing before': (1, 1, 1, 64, 128, 0),
 }
 cases = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+alone = pytest.mark.parametrize('case', ALONE.values(), ids=ALONE)
+every_case = pytest.mark.parametrize(
+  'case', (CASES | ALONE).values(), ids=CASES | ALONE
+)
+new_enough = pytest.mark.skipif(
+  jax.__version_info__ < (0, 11), reason='needs jax 0.11'
+)
 
 
 def _operands(case, dtype=jnp.bfloat16):
-  H, B, T, C, L, W, end = case
+  H, B, T, C, L, end = case
   keys = iter(jax.random.split(jax.random.key(0), 9))
 
   def normal(*shape, scale=1.0):
@@ -31,7 +49,7 @@ def _operands(case, dtype=jnp.bfloat16):
 
   slots = Slots(
     *(normal(H, B, L, C), normal(H, B, L, C)),
-    *(pad_table(normal(W, H, C)), jnp.int32(end)),
+    *(pad_table(normal(L, H, C)), jnp.int32(end)),
   )
   biases = normal(H, C, scale=0.3), normal(H, C, scale=0.3)
   # Documents that begin within the segment, or rows that remember less.
@@ -42,14 +60,14 @@ def _operands(case, dtype=jnp.bfloat16):
 
 @cases
 def test_tiles_hold_what_is_seen_and_windows_its_distances(case):
-  H, B, T, C, L, W, end = case
+  H, B, T, C, L, end = case
   _, slots, *_, first_BT = _operands(case)
   n_blocks = -(-T // TILE)
   padded_BT = jnp.pad(first_BT, ((0, 0), (0, n_blocks * TILE - T)), mode='edge')
   n_splits = 3
   tiles = mosaic_forward.tiles_of(padded_BT, slots.end, T, L, n_splits)
-  r_HWC = jnp.arange(float(W))[None, ::-1, None] * jnp.ones((1, 1, 8))
-  table, start = mosaic_attention._table(r_HWC, L, slots.end)
+  r_WHC = jnp.arange(float(L))[::-1, None, None] * jnp.ones((1, 1, 8))
+  table, start = mosaic_attention._table(pad_table(r_WHC), L, slots.end)
   assert start % 8 == 0
   distance_W, start = np.asarray(table[0, :, 0]), int(start)
   for b in range(B):
@@ -67,9 +85,7 @@ def test_tiles_hold_what_is_seen_and_windows_its_distances(case):
             found = window[TILE - 1 - a :][:TILE]
             d = end + queries[a] - (keys + np.arange(TILE))
             seen = d >= 0
-            np.testing.assert_array_equal(
-              found[seen], np.minimum(d, W - 1)[seen]
-            )
+            np.testing.assert_array_equal(found[seen], d[seen])
     for t in range(T):
       assert (visits[t, int(first_BT[b, t]) : end + t + 1] == 1).all()
 
@@ -91,20 +107,19 @@ def test_parts_come_together():
   np.testing.assert_allclose(found_BTHC[0, :, 0], whole, rtol=1e-5)
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='needs jax 0.11')
-@cases
+@new_enough
+@every_case
 def test_it_compiles_for_an_h200(case):
   from jax._src.mesh import AbstractDevice, use_abstract_mesh
 
   q_BTHC, slots, *_, first_BT = _operands(case)
   device = AbstractDevice('NVIDIA H200', None, 'gpu')
-  k_HBLC, v_HBLC, r_HWC, end = slots
+  alone = q_BTHC.shape[1] == 1
+  attend = mosaic_attention.attend_one if alone else mosaic_attention.attend
   with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
     lowered = (
-      jax.jit(mosaic_attention.attend)
-      .trace(
-        q_BTHC, q_BTHC, *slots[:2], slots.r_HWC[:, :-8], slots.end, first_BT
-      )
+      jax.jit(attend)
+      .trace(q_BTHC, q_BTHC, *slots, first_BT)
       .lower(lowering_platforms=('cuda',))
     )
   assert 'mosaic_gpu' in lowered.as_text()
@@ -116,14 +131,48 @@ def test_where_it_is_used(monkeypatch):
   assert not lib._has_kernel(jnp.float32, (1, 128, 8, 64), 4096)
   assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 48), 4096)
   assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 64), 4000)
-  assert not lib._has_kernel(jnp.bfloat16, (1, 1, 8, 64), 4096)
+  assert not lib._has_kernel(jnp.bfloat16, (1, 2, 8, 64), 4096)
+  assert lib._has_kernel(jnp.bfloat16, (1, 1, 8, 64), 4096)
   monkeypatch.setattr(lib, 'on_hopper', lambda: False)
   assert not lib._has_kernel(jnp.bfloat16, (1, 128, 8, 64), 4096)
 
 
+@pytest.fixture
+def interpreted(monkeypatch):
+  import jax.experimental.pallas.mosaic_gpu as plgpu
+
+  def forget():
+    mosaic_decoding._kernel.cache_clear()
+    mosaic_attention.attend_one.clear_cache()
+
+  interpreted_tiles.install(monkeypatch, mosaic_tiles)
+  forget()
+  with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+    yield
+  forget()
+
+
+@new_enough
+@alone
+def test_one_query_interpreted(case, interpreted, monkeypatch):
+  _assert_closer_than_xla(case, monkeypatch)
+
+
+def test_queries_without_a_first_key_attend_to_nothing():
+  q_B2HC, slots, *biases, first_B2 = _operands((2, 3, 2, 64, 64, 20))
+  both = cached_attention(q_B2HC, slots, *biases, first_B2[:, :1])
+  alone = cached_attention(q_B2HC[:, :1], slots, *biases, first_B2[:, :1])
+  np.testing.assert_array_equal(both[:, :1], alone)
+  assert not both[:, 1].any() and alone.any()
+
+
 @pytest.mark.skipif(not lib.on_hopper(), reason='needs an NVIDIA Hopper GPU')
-@cases
+@every_case
 def test_it_is_closer_than_xla_to_float32(case, monkeypatch):
+  _assert_closer_than_xla(case, monkeypatch)
+
+
+def _assert_closer_than_xla(case, monkeypatch):
   operands = _operands(case)
 
   def attend(kernel, operands):

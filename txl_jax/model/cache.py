@@ -90,12 +90,10 @@ def init_cache(
   if config.position_encoding != 'relative':
     return memory
   n_slots = slots_for(memory.length + room + 1)  # see `read_cached`
-  # Distances from the clamp on look alike.
-  n_rows = n_slots
-  if config.clamp_length is not None:
-    n_rows = min(n_slots, config.clamp_length + 1)
   wide = jnp.promote_types(config.dtype, jnp.float32)
-  table_WD = sinusoid_table(n_rows, config.d_model, dtype=wide)
+  table_WD = sinusoid_table(
+    n_slots, config.d_model, config.clamp_length, dtype=wide
+  )
   table_WD = table_WD.astype(config.dtype)
   stacked = compute_copy(config, params)['layers']
   layers = tuple(
@@ -162,11 +160,13 @@ def read_cached(
     )
   if B == T == 1 and jax.default_backend() == 'gpu':
     # With a single vector XLA has no matrix products and is slow. Another one
-    # follows; its slot is not counted and will be written anew.
-    tokens_BT, first_BT = (jnp.repeat(x, 2, 1) for x in (tokens_BT, first_BT))
+    # follows, which attends to nothing; its slot will be written anew.
+    tokens_BT = jnp.repeat(tokens_BT, 2, axis=1)
   hidden_BTD = model.apply(variables, tokens_BT, method='embed')
   layer, filled = Layer(config, train=False), []
   for slots, layer_params in zip(cache.slots, cache.layers):
+    # One for all, so that what follows from it is computed once.
+    slots = slots._replace(end=cache.end)
     hidden_BTD, slots = layer.apply(
       {'params': layer_params}, hidden_BTD, slots, None, biases, first_BT
     )

@@ -12,8 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops import shards
-from txl_jax.ops.alignment import ALIGNMENT, aligned
-from txl_jax.ops.hopper import KERNEL_TILE, KERNEL_WIDTHS, on_hopper
+from txl_jax.ops.alignment import aligned, pad
+from txl_jax.ops.hopper import (
+  KERNEL_TILE,
+  KERNEL_WIDTHS,
+  TABLE_MARGIN,
+  on_hopper,
+)
 
 
 class Slots(NamedTuple):
@@ -22,8 +27,8 @@ class Slots(NamedTuple):
   Attributes:
     keys_HBLC: in the order of the text; what stands from `end` on is to come.
     values_HBLC: likewise.
-    r_HWC: the projected table W_R R from `pad_table`; distances beyond that of
-      its first row count as that one.
+    r_HWC: the projected table W_R R of as many distances as there are slots,
+      from `pad_table`.
     end: int32, slots that are filled.
   """
 
@@ -76,7 +81,7 @@ def heads_first(x_BXHC: jax.Array) -> jax.Array:
 def pad_table(r_WHC: jax.Array) -> jax.Array:
   """The projected table, distances descending to 0, and rows of zeros."""
   W, H, C = r_WHC.shape
-  padding = ((0, ALIGNMENT), (0, 0), (0, aligned(C) - C))
+  padding = ((0, TABLE_MARGIN), (0, 0), (0, aligned(C) - C))
   return jnp.pad(r_WHC, padding).transpose(1, 0, 2)
 
 
@@ -91,7 +96,7 @@ def cached_attention(
   """Attends from the T positions that have been written at `slots.end`.
 
   Args:
-    q_BTHC: queries.
+    q_BTHC: queries; those behind the T of `first_BT` attend to nothing.
     slots: with the keys and values of the queries' own positions.
     u_HC: content bias u.
     v_bias_HC: position bias v.
@@ -102,7 +107,8 @@ def cached_attention(
   Returns:
     The attended values [B, T, H, C], as `relative_attention` gives them.
   """
-  C, dtype = q_BTHC.shape[-1], q_BTHC.dtype
+  T, C, dtype = first_BT.shape[1], q_BTHC.shape[-1], q_BTHC.dtype
+  shape, q_BTHC = q_BTHC.shape, q_BTHC[:, :T]
   wide = jnp.promote_types(dtype, jnp.float32)
 
   def queries(bias_HC: jax.Array) -> jax.Array:
@@ -112,9 +118,11 @@ def cached_attention(
   operands = queries(u_HC), queries(v_bias_HC)
   has_kernel = _has_kernel(dtype, q_BTHC.shape, slots.keys_HBLC.shape[2])
   if implementation in ('auto', 'mosaic_gpu') and has_kernel:
-    return _by_kernel(*operands, slots, first_BT)
-  out_HBTC = _by_xla(*map(heads_first, operands), slots, first_BT)
-  return out_HBTC[..., :C].transpose(1, 2, 0, 3)
+    out_BTHC = _by_kernel(*operands, slots, first_BT)
+  else:
+    out_HBTC = _by_xla(*map(heads_first, operands), slots, first_BT)
+    out_BTHC = out_HBTC[..., :C].transpose(1, 2, 0, 3)
+  return pad(out_BTHC, shape)
 
 
 def _by_kernel(
@@ -123,8 +131,9 @@ def _by_kernel(
   from txl_jax.ops import mosaic_attention  # half a second, for GPUs alone
 
   keys_HBLC, values_HBLC, r_HWC, end = slots
+  alone = qu_BTHC.shape[1] == 1
   attend = shards.per_shard(
-    mosaic_attention.attend,
+    mosaic_attention.attend_one if alone else mosaic_attention.attend,
     (
       *[('rows', None, 'heads')] * 2,
       *[('heads', 'rows')] * 2,
@@ -132,7 +141,6 @@ def _by_kernel(
     ),
     ('rows', None, 'heads'),
   )
-  r_HWC = r_HWC[:, :-ALIGNMENT]
   return attend(qu_BTHC, qv_BTHC, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
 
 
@@ -175,11 +183,6 @@ def _to_slots(raw_HBTW: jax.Array, n_slots: int, end: jax.Array) -> jax.Array:
   a query's own slot is meaningless.
   """
   *lead, T, W = raw_HBTW.shape
-  missing = n_slots + ALIGNMENT - W
-  if missing:  # the largest distance stands for those beyond it
-    far = jnp.broadcast_to(raw_HBTW[..., :1], (*lead, T, missing))
-    raw_HBTW = jnp.concatenate([far, raw_HBTW], axis=-1)
-    W += missing
   flat = raw_HBTW.reshape(*lead, T * W)
   # With a single query the offset may leave less than a row behind it.
   flat = jnp.pad(flat, [(0, 0)] * len(lead) + [(0, n_slots)])
@@ -203,5 +206,5 @@ def _has_kernel(
   fits = (
     dtype == jnp.bfloat16 and C in KERNEL_WIDTHS and n_keys % KERNEL_TILE == 0
   )
-  # Few queries leave most of a tile empty.
-  return fits and (T >= 16 or H * B >= 128) and on_hopper()
+  # A few queries leave most of a tile empty; for one there is another kernel.
+  return fits and (T == 1 or T >= 16 or H * B >= 128) and on_hopper()

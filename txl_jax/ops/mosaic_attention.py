@@ -5,11 +5,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from txl_jax.ops.alignment import ALIGNMENT, pad
+from txl_jax.ops.mosaic_decoding import decode
 from txl_jax.ops.mosaic_forward import forward, tiles_of
 from txl_jax.ops.mosaic_tiles import TILE
 
 # Keys are divided among more blocks where there are fewer than a GPU can run.
 _ENOUGH_BLOCKS = 264
+# For one query a block with fewer tiles than these hardly ends any sooner, and
+# what the splits have attended to has to be put together.
+_TILES_OF_ONE = 5
 
 
 # Compiled for itself, so that it is lowered once for all layers.
@@ -30,8 +34,8 @@ def attend(
     qv_BTHC: queries with position bias, scaled.
     k_HBLC: keys; those that no query sees may be anything finite.
     v_HBLC: values.
-    r_HWC: the projected table, distances descending to 0; distances beyond
-      that of its first row count as that one.
+    r_HWC: the projected table of L distances, descending to 0, and
+      `TABLE_MARGIN` rows of anything.
     end: int32, the key at the place of the first query.
     first_BT: int32, the first key that each query sees, its own being the last.
 
@@ -56,6 +60,35 @@ def attend(
   return _together(out, lse)[:, :T]
 
 
+# Likewise.
+@jax.jit
+def attend_one(
+  qu_B1HC: jax.Array,
+  qv_B1HC: jax.Array,
+  k_HBLC: jax.Array,
+  v_HBLC: jax.Array,
+  r_HWC: jax.Array,
+  end: jax.Array,
+  first_B1: jax.Array,
+) -> jax.Array:
+  """`attend` from the query at key `end` alone."""
+  B, _, H, C = qu_B1HC.shape
+  L = k_HBLC.shape[2]
+  wanted = -(-_ENOUGH_BLOCKS // (H * B))
+  n_splits = max(1, min(wanted, L // (_TILES_OF_ONE * TILE)))
+  position_HBW = jnp.einsum(
+    'bthc,hwc->hbw', qv_B1HC, r_HWC, preferred_element_type=jnp.float32
+  )
+  out_SBHC, lse_SHBX = decode(
+    *(qu_B1HC[:, 0], position_HBW, k_HBLC, v_HBLC),
+    first_B1[:, 0].astype(jnp.int32),
+    jnp.stack([jnp.int32(end), jnp.int32(L - 1 - end)]),
+    n_splits,
+  )
+  out_SB1HC, lse_SHB1 = out_SBHC[:, :, None], lse_SHBX[..., :1]
+  return _together(out_SB1HC, lse_SHB1).astype(qu_B1HC.dtype)
+
+
 def _table(
   r_HWC: jax.Array, L: int, end: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -65,13 +98,10 @@ def _table(
     The table, and the row where the window of queries and keys from 0 begins,
     a multiple of 8, as rows are fetched by eights.
   """
-  missing = max(0, L - r_HWC.shape[1])
-  far = jnp.broadcast_to(r_HWC[:, :1], (len(r_HWC), missing, r_HWC.shape[2]))
-  table = jnp.concatenate([far, r_HWC], axis=1)
-  start = jnp.int32(table.shape[1] - end)
+  start = jnp.int32(L - end)
   shift = -start % ALIGNMENT
   # Around it are rows that only padded queries and unseen keys meet.
-  table = jnp.pad(table, ((0, 0), (TILE + ALIGNMENT, 2 * TILE), (0, 0)))
+  table = jnp.pad(r_HWC, ((0, 0), (TILE + ALIGNMENT, TILE), (0, 0)))
   size = table.shape[1] - ALIGNMENT
   table = lax.dynamic_slice_in_dim(table, ALIGNMENT - shift, size, axis=1)
   return table, start + shift

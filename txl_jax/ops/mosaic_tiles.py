@@ -39,9 +39,27 @@ def keys(head: Any, row: Any, at: Any, heads_first: bool = False) -> tuple:
   return (head, row, some) if heads_first else (row, some, head)
 
 
+def load(source: Any) -> jax.Array:
+  """A tile from shared memory, float32."""
+  return plgpu.load(source, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+
+
 def load_rows(source: Any) -> jax.Array:
   """A number for each row, from shared memory."""
   return plgpu.load(source, layout=plgpu.Layout.WGMMA.reduce(1))
+
+
+def in_each_row(source: Any) -> jax.Array:
+  """A tile whose rows are all one that is in shared memory, float32."""
+  row = plgpu.load(source, layout=plgpu.Layout.WGMMA.reduce(0))
+  row = row.astype(jnp.float32)
+  return lax.broadcast_in_dim(row, (TILE, *source.shape), [1])
+
+
+def places(first: Any) -> jax.Array:
+  """The number of each row, counted from `first`; int32 [64]."""
+  layout = plgpu.Layout.WGMMA.reduce(1)
+  return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=layout) + first
 
 
 def zeros(like: Any) -> jax.Array:

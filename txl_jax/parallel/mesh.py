@@ -54,19 +54,28 @@ def make_mesh(
   # Linen's layers do not work on axes of the Explicit type, the default.
   types = (AxisType.Auto,) * len(AXES)
   slices = collections.Counter(getattr(d, 'slice_index', 0) for d in devices)
-  if len(slices) == 1:
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-  return Mesh(_grid_of_slices(shape, devices, slices), AXES, axis_types=types)
+  try:
+    grid = _grid(shape, devices, slices)
+  except NotImplementedError:
+    # An axis has to take a part of one of those that the chips are wired in.
+    grid = _grid(shape, devices, slices, allow_split_physical_axes=True)
+  return Mesh(grid, AXES, axis_types=types)
 
 
-def _grid_of_slices(
-  shape: list[int], devices: Sequence[Any], slices: dict[int, int]
+def _grid(
+  shape: list[int],
+  devices: Sequence[Any],
+  slices: dict[int, int],
+  **options: bool,
 ) -> np.ndarray:
-  """Devices whose network is fast only within a slice: a pod slice, a host.
+  """Devices in the order in which they are connected.
 
-  The outer axes go from slice to slice, the inner ones stay within if they can:
-  data parallelism sends least.
+  The network is fastest within a slice: a pod slice, a host. Outer axes go from
+  slice to slice, inner ones stay within if they can: data parallelism sends
+  least.
   """
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(shape, devices, **options)
   if len(set(slices.values())) > 1:
     found = ', '.join(map(str, slices.values()))
     raise InputError(f'slices must have equally many devices, found {found}')
@@ -75,11 +84,7 @@ def _grid_of_slices(
     outer.append(math.gcd(size, left))
     left //= outer[-1]
   inner = [size // parts for size, parts in zip(shape, outer)]
-  # As `jax.make_mesh` has it for these chips.
-  split = devices[0].device_kind in ('TPU v5 lite', 'TPU v5e')
-  return mesh_utils.create_hybrid_device_mesh(
-    inner, outer, devices, allow_split_physical_axes=split
-  )
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **options)
 
 
 def sharded(mesh: Mesh) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from txl_jax.model.memory import AnyMemory
 
 # Steps between two compactions of the cache, at most: each reads up to so many
 # positions too many, and each compaction copies M.
-MOST_STEPS = 128
+MOST_STEPS = 64
 
 
 @flax.struct.dataclass

@@ -94,9 +94,9 @@ class Both(nn.Module):
     """Embedded tokens, losses, and log-probabilities of all tokens."""
     if hidden_BTD is None:
       hidden_BTD = self.embedding(tokens_BT)
-    clusters = self.embedding.clusters()
-    nll_BT = self.softmax(hidden_BTD, targets_BT, clusters)
-    logp_BTV = self.softmax.log_probs(hidden_BTD, clusters)
+    vectors = self.embedding.vectors()
+    nll_BT = self.softmax(hidden_BTD, targets_BT, vectors)
+    logp_BTV = self.softmax.log_probs(hidden_BTD, vectors)
     return self.embedding(tokens_BT), nll_BT, logp_BTV
 
 

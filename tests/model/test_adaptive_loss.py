@@ -55,10 +55,10 @@ class Losses(nn.Module):
     """As the model computes them, or picked from the full vocabulary."""
     hidden_BTD = hidden_BTD.astype(self.config.dtype)
     hidden_BTD += self.embedding(tokens_BT)
-    clusters = self.embedding.clusters()
+    vectors = self.embedding.vectors()
     if not full:
-      return self.softmax(hidden_BTD, targets_BT, clusters)
-    logp_BTV = self.softmax.log_probs(hidden_BTD, clusters)
+      return self.softmax(hidden_BTD, targets_BT, vectors)
+    logp_BTV = self.softmax.log_probs(hidden_BTD, vectors)
     return -jnp.take_along_axis(logp_BTV, targets_BT[..., None], -1)[..., 0]
 
 

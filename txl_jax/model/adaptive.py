@@ -26,20 +26,35 @@ from txl_jax.ops.tail_cross_entropy import (
 )
 
 
-class Cluster(NamedTuple):
-  """The embeddings of the tokens `low` to `high - 1`.
+class Vectors(NamedTuple):
+  """The vectors of all tokens.
 
   Attributes:
-    low: first token id.
-    high: one after the last token id.
-    table_VE: their vectors.
-    projection_ED: from the cluster's width to the model's; None = none.
+    tables: arrays [V, E], as `table_bounds` divides the vocabulary.
+    projections: for each table [E, D], from its width to the model's; None =
+      none.
   """
 
-  low: int
-  high: int
-  table_VE: jax.Array
-  projection_ED: jax.Array | None
+  tables: tuple[jax.Array, ...]
+  projections: tuple[jax.Array | None, ...]
+
+
+class _Stored(NamedTuple):
+  """What a softmax computes with: parameters, as they are stored.
+
+  Attributes:
+    tables: as those of `Vectors`.
+    projections: for each cluster, from its width to the model's; None = none.
+    bias_V: of all words.
+    cluster_weight: vectors of the clusters after the first; None = no others.
+    cluster_bias: their biases.
+  """
+
+  tables: tuple[jax.Array, ...]
+  projections: tuple[jax.Array | None, ...]
+  bias_V: jax.Array
+  cluster_weight: jax.Array | None = None
+  cluster_bias: jax.Array | None = None
 
 
 def cluster_bounds(config: ModelConfig) -> list[tuple[int, int]]:
@@ -98,9 +113,9 @@ class AdaptiveEmbedding(nn.Module):
       embedded_BTD = jnp.where(inside_BT[..., None], vector_BTD, embedded_BTD)
     return embedded_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
 
-  def clusters(self) -> list[Cluster]:
-    """What the softmax shares, cluster by cluster."""
-    return _clusters(self.config, self.tables, self.projections)
+  def vectors(self) -> Vectors:
+    """What the softmax shares."""
+    return Vectors(tuple(self.tables), tuple(self.projections))
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -134,24 +149,25 @@ class AdaptiveSoftmax(nn.Module):
     self,
     hidden_BTD: jax.Array,
     targets_BT: jax.Array,
-    embedding: list[Cluster],
+    embedding: Vectors,
   ) -> jax.Array:
     """Negative log-likelihood of the targets [B, T], natural log.
 
     Float32 or wider, in token order; NaN for ids outside the vocabulary.
     """
-    weights = tuple(map(_padded, self._weights(embedding)))
+    # Parameters go in as they are stored: so are their gradients summed, and
+    # XLA can add those of the embedding before.
     losses = shards.per_row_shard(
       functools.partial(_losses, self.config), (0, 0, None), 0
     )
-    return losses(hidden_BTD, targets_BT.astype(jnp.int32), weights)
+    stored = self._stored(embedding)
+    return losses(hidden_BTD, targets_BT.astype(jnp.int32), stored)
 
-  def log_probs(
-    self, hidden_BTD: jax.Array, embedding: list[Cluster]
-  ) -> jax.Array:
+  def log_probs(self, hidden_BTD: jax.Array, embedding: Vectors) -> jax.Array:
     """Log-probabilities of the whole vocabulary [B, T, V]."""
     head_BTV, *tails = (
-      log_softmax(hidden_BTD, *weights) for weights in self._weights(embedding)
+      log_softmax(hidden_BTD, *weights)
+      for weights in _weights(self.config, self._stored(embedding))
     )
     (_, shortlist), *_ = cluster_bounds(self.config)
     parts = [head_BTV[..., :shortlist]]
@@ -160,36 +176,47 @@ class AdaptiveSoftmax(nn.Module):
     return jnp.concatenate(parts, axis=-1)
 
   def sample(
-    self, hidden_BD: jax.Array, keys_B: jax.Array, embedding: list[Cluster]
+    self, hidden_BD: jax.Array, keys_B: jax.Array, embedding: Vectors
   ) -> tuple[jax.Array, jax.Array]:
     """Draws a token per row; returns it, int32, and its log-probability [B]."""
     lows = [low for low, _ in cluster_bounds(self.config)]
-    return draw(hidden_BD, keys_B, self._weights(embedding), lows)
+    weights = _weights(self.config, self._stored(embedding))
+    return draw(hidden_BD, keys_B, weights, lows)
 
-  def _weights(self, embedding: list[Cluster]) -> list[Weights]:
-    """Weights, biases and projection of the head, then of each tail."""
-    result = []
-    for i, cluster in enumerate(self._clusters(embedding)):
-      parts = (cluster.table_VE,)
-      bias_V = self.bias[cluster.low : cluster.high]
-      if i == 0 and self.config.cutoffs:
-        parts = (cluster.table_VE, self.cluster_weight)
-        bias_V = jnp.concatenate([bias_V, self.cluster_bias])
-      result.append((parts, bias_V, cluster.projection_ED))
-    return result
-
-  def _clusters(self, embedding: list[Cluster]) -> list[Cluster]:
+  def _stored(self, embedding: Vectors) -> _Stored:
     """The softmax's own weights, or the embedding's where they are tied."""
-    if not self.config.tie_weights:
-      own = _clusters(self.config, self.tables, [None] * len(self.tables))
-      embedding = [
-        mine._replace(projection_ED=theirs.projection_ED)
-        for mine, theirs in zip(own, embedding)
-      ]
-    return [
-      c if p is None else c._replace(projection_ED=p)
-      for c, p in zip(embedding, self.projections)
-    ]
+    config = self.config
+    tables, shared = embedding
+    if not config.tie_weights:
+      tables = tuple(self.tables)
+    if config.div_val == 1:
+      shared *= len(self.projections)
+    projections = tuple(
+      theirs if own is None else own
+      for own, theirs in zip(self.projections, shared)
+    )
+    stored = _Stored(tables, projections, self.bias)
+    if not config.cutoffs:
+      return stored
+    return stored._replace(
+      cluster_weight=self.cluster_weight, cluster_bias=self.cluster_bias
+    )
+
+
+def _weights(config: ModelConfig, stored: _Stored) -> list[Weights]:
+  """Weights, biases and projection of the head, then of each tail."""
+  bounds, tables, result = cluster_bounds(config), stored.tables, []
+  if config.div_val == 1:
+    tables = [tables[0][low:high] for low, high in bounds]
+  for (low, high), table_VE, projection_ED in zip(
+    bounds, tables, stored.projections
+  ):
+    parts, bias_V = (table_VE,), stored.bias_V[low:high]
+    if low == 0 and config.cutoffs:
+      parts = (table_VE, stored.cluster_weight)
+      bias_V = jnp.concatenate([bias_V, stored.cluster_bias])
+    result.append((parts, bias_V, projection_ED))
+  return result
 
 
 def _padded(weights: Weights) -> Tail:
@@ -218,30 +245,18 @@ def _projection(module: nn.Module, cluster: int) -> jax.Array:
   return module.param(f'projection_{cluster}', init, shape)
 
 
-def _clusters(
-  config: ModelConfig,
-  tables: list[jax.Array],
-  projections: list[jax.Array | None],
-) -> list[Cluster]:
-  bounds = cluster_bounds(config)
-  if config.div_val == 1:
-    tables = [tables[0][low:high] for low, high in bounds]
-    projections = projections * len(bounds)
-  return [Cluster(*b, t, p) for b, t, p in zip(bounds, tables, projections)]
-
-
 def _losses(
   config: ModelConfig,
   hidden_BTD: jax.Array,
   targets_BT: jax.Array,
-  weights: tuple[Tail, ...],
+  stored: _Stored,
 ) -> jax.Array:
   """Losses [B, T] of the targets, NaN for unknown ones."""
   hidden_XD = hidden_BTD.reshape(-1, config.d_model)
   hidden_XD = pad_last(hidden_XD, aligned(config.d_model))
   known_BT = (0 <= targets_BT) & (targets_BT < config.vocab_size)
   targets_X = jnp.where(known_BT, targets_BT, 0).reshape(-1)
-  head, *tails = weights
+  head, *tails = map(_padded, _weights(config, stored))
   lows = jnp.array([0, *config.cutoffs], jnp.int32)
   cluster_X = (targets_X[:, None] >= lows[1:]).sum(-1, dtype=jnp.int32)
   local_X = targets_X - lows[cluster_X]

@@ -100,17 +100,17 @@ class TransformerXL(nn.Module):
 
   def losses(self, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Negative log-likelihood of the targets [B, T] from hidden states."""
-    return self.softmax(hidden_BTD, targets_BT, self.embedding.clusters())
+    return self.softmax(hidden_BTD, targets_BT, self.embedding.vectors())
 
   def log_probs(self, hidden_BTD: jax.Array) -> jax.Array:
     """Log-probabilities of the next token [B, T, V] from hidden states."""
-    return self.softmax.log_probs(hidden_BTD, self.embedding.clusters())
+    return self.softmax.log_probs(hidden_BTD, self.embedding.vectors())
 
   def sample(
     self, hidden_BD: jax.Array, keys_B: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """A next token for each row [B], drawn, and its log-probability [B]."""
-    return self.softmax.sample(hidden_BD, keys_B, self.embedding.clusters())
+    return self.softmax.sample(hidden_BD, keys_B, self.embedding.vectors())
 
   def _layers(
     self,

@@ -104,3 +104,11 @@ def _is_shown(axes, label) -> bool:
 
 def test_the_same_data_is_the_same_file():
   assert _sweep() == _sweep()
+
+
+def test_an_axis_of_close_values_has_them_written_out():
+  def draw(page):
+    page.subplots().plot([0, 1, 2], [2.54001, 2.54002, 2.54004])
+
+  svg = figures.picture((4, 3), draw)['.svg'].decode()
+  assert '2.54002' in svg and '+2.54' not in svg

@@ -12,6 +12,8 @@ MUTED, RULE = '#59626b', '#d5d9de'
 STYLE = {
   'axes.axisbelow': True,
   'axes.edgecolor': MUTED,
+  # Values that are close are still read as they are.
+  'axes.formatter.useoffset': False,
   'axes.grid': True,
   'axes.labelcolor': MUTED,
   'axes.spines.right': False,

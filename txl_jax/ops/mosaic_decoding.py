@@ -45,7 +45,7 @@ def decode(
   places_2: jax.Array,
   n_splits: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """What each of S splits of the keys is attended to.
+  """What is attended to in each of S splits of the keys.
 
   Args:
     q_BHC: bfloat16, queries with content bias, scaled.
@@ -105,7 +105,7 @@ def _attend(
   """A block of the kernel: the query of a row and head, the keys of a split."""
   head, row = lax.axis_index('head'), lax.axis_index('row')
   row, split = lax.div(row, n_splits), lax.rem(row, n_splits)
-  first, (last, start) = device.first[row], (device.places[n] for n in (0, 1))
+  first, last, start = device.first[row], device.places[0], device.places[1]
   shift = lax.rem(start, _STEP)
   low, high = lax.div(first, TILE), lax.div(last, TILE) + 1
   each = lax.div(high - low + n_splits - 1, n_splits)

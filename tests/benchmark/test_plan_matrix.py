@@ -6,6 +6,8 @@ the slices.
 
 import importlib.util
 import pathlib
+import runpy
+import sys
 
 import jax
 import pytest
@@ -20,6 +22,12 @@ FOLDER = pathlib.Path(__file__).parents[2] / 'experiments'
 EXPERIMENTS = sorted(
   path.stem for path in FOLDER.glob('*.py') if 'ablations' not in path.stem
 )
+sys.path.append(str(FOLDER))  # as some import others
+VARIANTS = [
+  f'{path.stem}.py:{row}'
+  for path in sorted(FOLDER.glob('*.py'))
+  for row in runpy.run_path(str(path)).get('VARIANTS', ())
+]
 TOPOLOGIES = ('v5e:2x4', 'v5e:16x16', 'v5p:8x8x16', 'v6e:16x16', 'v4:4x4x8')
 # Too large for a chip of v5e: its parameters are divided.
 DIVIDED = ('lm1b_large',)
@@ -56,10 +64,11 @@ def _gradient_bytes(config):
 
 
 def _compiles(name, topology, program):
+  path = name if ':' in name else f'{name}.py'
   devices = topology_devices(topology)
   rows, divided = len(devices), name in DIVIDED
   config = read_config(
-    str(FOLDER / f'{name}.py'),
+    str(FOLDER / path),
     [
       '--config.model.dtype=bfloat16',
       f'--config.train.batch_size={rows}',
@@ -105,3 +114,10 @@ def test_some_compile_for_a_small_slice(name, program):
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_all_compile_for_all(name, topology, program):
   _compiles(name, topology, program)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('program', PROGRAMS)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variants_compile_for_a_small_slice(name, program):
+  _compiles(name, 'v5e:2x4', program)

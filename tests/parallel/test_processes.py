@@ -173,8 +173,9 @@ def _wait_until_ready(process: subprocess.Popen) -> list[str]:
   """What it has printed about rows until then."""
   lines = []
   for line in process.stdout:
-    if line.startswith('ready'):
-      return [line for line in lines if line.startswith('rows')]
+    if 'ready\n' in line:
+      # What Gloo says may stand before it in a line.
+      return [line[line.index('rows') :] for line in lines if 'rows' in line]
     lines.append(line)
   pytest.fail(''.join(lines))
 

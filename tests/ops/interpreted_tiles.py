@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from txl_jax.ops.mosaic_tiles import TILE
+from txl_jax.ops.mosaic_tiles import TILE, Turned
 
 
 def shared_tile(width, *lead):
@@ -31,8 +31,12 @@ def rows_of(value):
   return jnp.full((TILE,), value, jnp.float32)
 
 
+def meet():
+  pass
+
+
 def load(source):
-  return _wide(source[...])
+  return source[...]
 
 
 def load_rows(source):
@@ -40,23 +44,31 @@ def load_rows(source):
 
 
 def in_each_row(source):
-  return jnp.broadcast_to(_wide(source[...]), (TILE, *source.shape))
+  return jnp.broadcast_to(source[...], (TILE, *source.shape))
 
 
 def places(first):
   return jnp.arange(TILE) + first
 
 
-def product(left, right):
-  return _wide(left[...]) @ _wide(right[...]).T
+def with_products(pairs, then):
+  def result(n):
+    left, right = pairs[n]
+    return _wide(left[...]) @ _wide(right[...]).T
+
+  return then(result)
 
 
-def add_product(acc, left, right):
-  return acc + _wide(left) @ _wide(right[...])
+def add_products(*terms):
+  return tuple(
+    acc + _left(left) @ _wide(right[...]) for acc, left, right in terms
+  )
 
 
-def add_turned_product(acc, left, right):
-  return acc + _wide(left[...]).T @ _wide(right[...])
+def _left(left):
+  if isinstance(left, Turned):
+    return _wide(left.tile[...]).T
+  return _wide(left[...])
 
 
 def _wide(x):
@@ -92,12 +104,16 @@ def slanted(ring, turn):
   return jnp.take_along_axis(ring[...], _slant(turn), axis=1)
 
 
-def write_slanted(target, tile, turn):
+def turned(ring):
+  return slanted(ring, 0).T
+
+
+def write_turned(target, tile, turn):
   before = jnp.concatenate([target[0], target[1]], axis=1)
   placed = _slant(turn)[..., None] == lax.broadcasted_iota(
     jnp.int32, (TILE, TILE, 2 * TILE), 2
   )
-  written = jnp.einsum('ijc,ij->ic', _wide(placed), _wide(tile))
+  written = jnp.einsum('ijc,ij->ic', _wide(placed), _wide(tile.T))
   after = jnp.where(placed.any(axis=1), written.astype(jnp.bfloat16), before)
   target[0], target[1] = after[:, :TILE], after[:, TILE:]
 

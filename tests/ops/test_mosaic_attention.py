@@ -73,7 +73,9 @@ def test_tiles_hold_what_is_seen_and_windows_its_distances(case):
   for b in range(B):
     visits = np.zeros((n_blocks * TILE, L), int)
     for i in range(n_blocks):
-      for begin, until in np.asarray(tiles[b, i]):
+      for begin, until, whole in np.asarray(tiles[b, i]):
+        block = padded_BT[b, i * TILE :][:TILE]
+        assert (whole - 1) * TILE < block.max() <= whole * TILE
         assert 0 <= begin <= until <= L // TILE or begin == until
         for tile in range(begin, until):
           queries, keys = i * TILE + np.arange(TILE), tile * TILE
@@ -112,14 +114,15 @@ def test_parts_come_together():
 def test_it_compiles_for_an_h200(case):
   from jax._src.mesh import AbstractDevice, use_abstract_mesh
 
-  q_BTHC, slots, *_, first_BT = _operands(case)
+  q_BTHC, slots, *_, v_bias_HC, first_BT = _operands(case)
   device = AbstractDevice('NVIDIA H200', None, 'gpu')
   alone = q_BTHC.shape[1] == 1
   attend = mosaic_attention.attend_one if alone else mosaic_attention.attend
+  other = q_BTHC if alone else v_bias_HC
   with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
     lowered = (
       jax.jit(attend)
-      .trace(q_BTHC, q_BTHC, *slots, first_BT)
+      .trace(q_BTHC, other, *slots, first_BT)
       .lower(lowering_platforms=('cuda',))
     )
   assert 'mosaic_gpu' in lowered.as_text()

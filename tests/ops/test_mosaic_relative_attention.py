@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh
 from txl_jax.errors import InputError
 from txl_jax.ops import (
   hopper,
-  mosaic_backward,
   mosaic_forward,
   mosaic_key_gradients,
+  mosaic_query_gradients,
   mosaic_slant,
   mosaic_tiles,
 )
@@ -26,7 +26,7 @@ SMALL = {
   # B, T, M, H, C, dropout rate, attention span
   'dropout': (2, 128, 64, 1, 64, 0.2, None),
   'an odd length and width': (1, 150, 70, 2, 41, 0.1, 90),
-  'a wide head without memory': (1, 8, 0, 1, 128, 0.0, None),
+  'a wide head without memory': (2, 40, 0, 1, 128, 0.0, None),
   'a long memory and a span': (1, 64, 320, 1, 128, 0.0, 100),
   'one query': (1, 1, 64, 1, 64, 0.0, None),
 }
@@ -100,7 +100,7 @@ def interpreted(monkeypatch):
 
   interpreted_tiles.install(monkeypatch, mosaic_tiles, mosaic_slant)
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  kernels = mosaic_forward, mosaic_backward, mosaic_key_gradients
+  kernels = mosaic_forward, mosaic_key_gradients, mosaic_query_gradients
   caches = *(module._kernel for module in kernels), lib._once_a_layer
   for cache in caches:
     cache.cache_clear()
@@ -127,9 +127,10 @@ def _assert_as_close_as_xla(case, slack=1.15):
 
 
 def test_blocks_of_queries_that_see_some_tiles_of_keys():
-  tiles_IS2 = [[[0, 3]], [[1, 4]], [[1, 5]], [[5, 5]]]
-  ranges = mosaic_key_gradients._ranges(jnp.array([tiles_IS2]), 8, 2)
-  assert ranges.tolist() == [[[0, 3], [0, 3], [2, 3], [0, 0]]]
+  tiles_IS3 = [[[0, 3, 0]], [[1, 4, 1]], [[1, 5, 1]], [[5, 5, 5]]]
+  ranges = mosaic_key_gradients.query_ranges(jnp.array([tiles_IS3]), 6)
+  expected = [[0, 1], [0, 3], [0, 3], [1, 3], [2, 3], [0, 0]]
+  assert ranges.tolist() == [expected]
 
 
 @pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')

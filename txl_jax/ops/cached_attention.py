@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops import shards
 from txl_jax.ops.alignment import aligned, pad
+from txl_jax.ops.biases import biased, excess
 from txl_jax.ops.hopper import (
   KERNEL_TILE,
   KERNEL_WIDTHS,
@@ -107,47 +108,61 @@ def cached_attention(
   Returns:
     The attended values [B, T, H, C], as `relative_attention` gives them.
   """
-  T, C, dtype = first_BT.shape[1], q_BTHC.shape[-1], q_BTHC.dtype
-  shape, q_BTHC = q_BTHC.shape, q_BTHC[:, :T]
-  wide = jnp.promote_types(dtype, jnp.float32)
-
-  def queries(bias_HC: jax.Array) -> jax.Array:
-    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * C**-0.5
-    return biased.astype(dtype)
-
-  operands = queries(u_HC), queries(v_bias_HC)
-  has_kernel = _has_kernel(dtype, q_BTHC.shape, slots.keys_HBLC.shape[2])
+  shape, T, C = q_BTHC.shape, first_BT.shape[1], q_BTHC.shape[-1]
+  q_BTHC = q_BTHC[:, :T]
+  has_kernel = _has_kernel(q_BTHC.dtype, q_BTHC.shape, slots.keys_HBLC.shape[2])
+  operands = q_BTHC, slots, u_HC, v_bias_HC, first_BT
   if implementation in ('auto', 'mosaic_gpu') and has_kernel:
-    out_BTHC = _by_kernel(*operands, slots, first_BT)
+    out_BTHC = _by_kernel(*operands)
   else:
-    out_HBTC = _by_xla(*map(heads_first, operands), slots, first_BT)
+    out_HBTC = _by_xla(*operands)
     out_BTHC = out_HBTC[..., :C].transpose(1, 2, 0, 3)
   return pad(out_BTHC, shape)
 
 
 def _by_kernel(
-  qu_BTHC: jax.Array, qv_BTHC: jax.Array, slots: Slots, first_BT: jax.Array
+  q_BTHC: jax.Array,
+  slots: Slots,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
+  first_BT: jax.Array,
 ) -> jax.Array:
   from txl_jax.ops import mosaic_attention  # half a second, for GPUs alone
 
   keys_HBLC, values_HBLC, r_HWC, end = slots
-  alone = qu_BTHC.shape[1] == 1
+  scale = q_BTHC.shape[-1] ** -0.5
+  if q_BTHC.shape[1] == 1:
+    attend = mosaic_attention.attend_one
+    other, axes = biased(q_BTHC, v_bias_HC, scale), ('rows', None, 'heads')
+  else:
+    attend = mosaic_attention.attend
+    other, axes = excess(u_HC, v_bias_HC, scale), ('heads',)
   attend = shards.per_shard(
-    mosaic_attention.attend_one if alone else mosaic_attention.attend,
+    attend,
     (
-      *[('rows', None, 'heads')] * 2,
+      *(('rows', None, 'heads'), axes),
       *[('heads', 'rows')] * 2,
       *(('heads',), (), ('rows',)),
     ),
     ('rows', None, 'heads'),
   )
-  return attend(qu_BTHC, qv_BTHC, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
+  qu_BTHC = biased(q_BTHC, u_HC, scale)
+  return attend(qu_BTHC, other, keys_HBLC, values_HBLC, r_HWC, end, first_BT)
 
 
 def _by_xla(
-  qu_HBTC: jax.Array, qv_HBTC: jax.Array, slots: Slots, first_BT: jax.Array
+  q_BTHC: jax.Array,
+  slots: Slots,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
+  first_BT: jax.Array,
 ) -> jax.Array:
-  T, dtype = qu_HBTC.shape[2], qu_HBTC.dtype
+  _, T, _, C = q_BTHC.shape
+  qu_HBTC, qv_HBTC = (
+    heads_first(biased(q_BTHC, bias_HC, C**-0.5))
+    for bias_HC in (u_HC, v_bias_HC)
+  )
+  dtype = q_BTHC.dtype
   wide = jnp.promote_types(dtype, jnp.float32)
   keys_HBLC, values_HBLC, r_HWC, end = slots
   n_slots = keys_HBLC.shape[2]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from txl_jax.ops.alignment import ALIGNMENT, pad
+from txl_jax.ops.biases import bias_of_rows
 from txl_jax.ops.mosaic_decoding import decode
 from txl_jax.ops.mosaic_forward import forward, tiles_of
 from txl_jax.ops.mosaic_tiles import TILE
@@ -20,7 +21,7 @@ _TILES_OF_ONE = 5
 @jax.jit
 def attend(
   qu_BTHC: jax.Array,
-  qv_BTHC: jax.Array,
+  excess_HC: jax.Array,
   k_HBLC: jax.Array,
   v_HBLC: jax.Array,
   r_HWC: jax.Array,
@@ -31,7 +32,7 @@ def attend(
 
   Args:
     qu_BTHC: queries with content bias, scaled.
-    qv_BTHC: queries with position bias, scaled.
+    excess_HC: float32, what the position bias exceeds that by, scaled.
     k_HBLC: keys; those that no query sees may be anything finite.
     v_HBLC: values.
     r_HWC: the projected table of L distances, descending to 0, and
@@ -44,15 +45,16 @@ def attend(
   """
   B, T, H, C = qu_BTHC.shape
   L, T_pad = k_HBLC.shape[2], -(-T // TILE) * TILE
-  queries = [pad(x, (B, T_pad, H, C)) for x in (qu_BTHC, qv_BTHC)]
+  qu_BTHC = pad(qu_BTHC, (B, T_pad, H, C))
   first_BT = jnp.pad(
     first_BT.astype(jnp.int32), ((0, 0), (0, T_pad - T)), mode='edge'
   )
   n_blocks = H * B * T_pad // TILE
   n_splits = min(-(-_ENOUGH_BLOCKS // n_blocks), L // TILE)
   table, start = _table(r_HWC, L, end)
+  bias_HW = bias_of_rows(excess_HC, table)
   out, lse = forward(
-    *(*queries, k_HBLC, v_HBLC, table, first_BT),
+    *(qu_BTHC, k_HBLC, v_HBLC, table, bias_HW, first_BT),
     tiles_of(first_BT, end, T, L, n_splits),
     jnp.stack([jnp.int32(end), start]),
     heads_first=True,
@@ -71,7 +73,17 @@ def attend_one(
   end: jax.Array,
   first_B1: jax.Array,
 ) -> jax.Array:
-  """`attend` from the query at key `end` alone."""
+  """`attend` from the query at key `end` alone.
+
+  Args:
+    qu_B1HC: the query with content bias, scaled.
+    qv_B1HC: the query with position bias, scaled.
+    k_HBLC: as in `attend`.
+    v_HBLC: likewise.
+    r_HWC: likewise.
+    end: likewise.
+    first_B1: likewise.
+  """
   B, _, H, C = qu_B1HC.shape
   L = k_HBLC.shape[2]
   wanted = -(-_ENOUGH_BLOCKS // (H * B))

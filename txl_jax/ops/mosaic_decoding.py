@@ -131,7 +131,7 @@ def _attend(
   for n in range(_STAGES):
     fetch(begin + n)
   tiles.fetch([(device.q.at[row, head], shared.q)], shared.ready)
-  q = tiles.in_each_row(shared.q)
+  q = tiles.in_each_row(shared.q).astype(jnp.float32)
 
   def step(at: Any, state: tuple) -> tuple:
     seen = tiles.places(at * TILE)
@@ -168,13 +168,14 @@ def _step(
   most, total, acc = state
   for n in (0, 1):
     plgpu.barrier_wait(shared.loaded.at[n * _STAGES + stage])
-  score = (tiles.load(shared.k.at[stage]) * q).sum(axis=1)
+  keys = tiles.load(shared.k.at[stage]).astype(jnp.float32)
+  score = (keys * q).sum(axis=1)
   score += tiles.load_rows(position)
   score = jnp.where(seen, score * math.log2(math.e), _LOWEST)
   more = jnp.maximum(most, score)
   fade, weight = jnp.exp2(most - more), jnp.exp2(score - more)
   plgpu.barrier_wait(shared.loaded.at[2 * _STAGES + stage])
-  values = tiles.load(shared.v.at[stage])
+  values = tiles.load(shared.v.at[stage]).astype(jnp.float32)
   acc = acc * _wide(fade, acc) + values * _wide(weight, acc)
   return more, total * fade + weight, acc
 

@@ -10,6 +10,9 @@ written to shared memory, and read back along a slant: row i from column 63 - i
 on. The right half of a window is the left half of the next tile's; each tile
 multiplies 64 new rows of the table, and a ring of two halves keeps what comes
 out.
+
+Both products take the queries with content bias. What the position bias adds to
+that, (v - u) . r, is a number for each row of the table.
 """
 
 import functools
@@ -29,18 +32,18 @@ from txl_jax.ops.mosaic_tiles import TILE
 
 _LOWEST = -1e30
 # Arrays on the device: what the kernel reads, and what it writes.
-_READ = ('qu', 'qv', 'k', 'v', 'r', 'first', 'tiles', 'places', 'words')
+_READ = ('qu', 'k', 'v', 'r', 'bias', 'first', 'tiles', 'places', 'words')
 _WRITTEN = ('out', 'lse')
 
 
 def forward(
   qu_BTHC: jax.Array,
-  qv_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
+  bias_HW: jax.Array,
   first_BT: jax.Array,
-  tiles_BIS2: jax.Array,
+  tiles_BIS3: jax.Array,
   places_2: jax.Array,
   words_HBT: jax.Array | None = None,
   *,
@@ -51,12 +54,13 @@ def forward(
 
   Args:
     qu_BTHC: queries with content bias, scaled; T a multiple of 64.
-    qv_BTHC: queries with position bias, scaled.
     k_BLHC: keys, L a multiple of 64; [H, B, L, C] if `heads_first`.
     v_BLHC: values, likewise.
     r_HWC: the projected table, with rows for all that a tile may touch.
+    bias_HW: float32, its products with what the position bias exceeds the
+      content bias by, scaled.
     first_BT: int32, the first key that each query sees.
-    tiles_BIS2: the tiles of keys of each split, from `tiles_of`.
+    tiles_BIS3: the tiles of keys of each split, from `tiles_of`.
     places_2: int32, the key at the place of the first query, and the row of the
       table where the window of queries and keys from 0 begins.
     words_HBT: of dropout's hash; None without dropout.
@@ -68,36 +72,40 @@ def forward(
     of its weights [S, H, B, T].
   """
   B, T, H, C = qu_BTHC.shape
-  arrays = (qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT, tiles_BIS2)
+  arrays = (qu_BTHC, k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT, tiles_BIS3)
   words = () if words_HBT is None else (words_HBT,)
-  kernel = _kernel(tiles_BIS2.shape[2], H, B, T, C, rate, heads_first)
+  kernel = _kernel(tiles_BIS3.shape[2], H, B, T, C, rate, heads_first)
   return kernel(*arrays, places_2, *words)
 
 
 def tiles_of(
   first_BT: jax.Array, end: jax.Array, T: int, L: int, n_splits: int
 ) -> jax.Array:
-  """First tile of keys, and the one after the last, int32 [B, I, S, 2].
+  """Tiles of keys that some query of the I-th block sees, int32 [B, I, S, 3].
 
-  Of those that some query of the I-th block sees, divided among S splits.
+  They are divided among S splits: for each the first and the one after the
+  last. The third number is the first tile from which on all queries of the
+  block see all keys before their own.
   """
   B, T_pad = first_BT.shape
-  first_BI = first_BT.reshape(B, T_pad // TILE, TILE).min(-1)
-  low_BI = jnp.clip(first_BI, 0, L - 1) // TILE
+  blocks_BIX = first_BT.reshape(B, T_pad // TILE, TILE)
+  low_BI = jnp.clip(blocks_BIX.min(-1), 0, L - 1) // TILE
   last_I = jnp.minimum(jnp.arange(TILE, T_pad + 1, TILE), T) + end
   high_BI1 = jnp.broadcast_to(-(-last_I // TILE), low_BI.shape)[..., None]
   each_BI1 = -(-(high_BI1 - low_BI[..., None]) // n_splits)
   begin_BIS = low_BI[..., None] + jnp.arange(n_splits) * each_BI1
   begin_BIS = jnp.minimum(begin_BIS, high_BI1)
   until_BIS = jnp.minimum(begin_BIS + each_BI1, high_BI1)
-  return jnp.stack([begin_BIS, until_BIS], axis=-1).astype(jnp.int32)
+  whole_BI1 = -(-blocks_BIX.max(-1, keepdims=True) // TILE)
+  whole_BIS = jnp.broadcast_to(whole_BI1, begin_BIS.shape)
+  both = begin_BIS, until_BIS, whole_BIS
+  return jnp.stack(both, axis=-1).astype(jnp.int32)
 
 
 class _Static(NamedTuple):
   """What is known when the kernel is compiled."""
 
   n_splits: int
-  stages: int  # tiles that are fetched ahead, the one at work included
   rate: float  # of dropout
   heads_first: bool
 
@@ -106,15 +114,12 @@ class _Static(NamedTuple):
 def _kernel(
   n_splits: int, H: int, B: int, T: int, C: int, rate: float, heads_first: bool
 ) -> Any:
-  # Two blocks share a processor if they fit; else fetching ahead is worth it.
-  stages = 2 if C == 64 else 1
-  static = _Static(n_splits, stages, rate, heads_first)
-
+  static = _Static(n_splits, rate, heads_first)
   names = (*(_READ if rate else _READ[:-1]), *_WRITTEN)
 
   def body(*arrays: Any, **shared: Any) -> None:
     device = SimpleNamespace(**dict(zip(names, arrays, strict=True)))
-    _attend_block(static, device, SimpleNamespace(**shared))
+    _Block(static, device, SimpleNamespace(**shared)).run()
 
   tile = functools.partial(tiles.shared_tile, C)
   return plgpu.kernel(
@@ -124,137 +129,180 @@ def _kernel(
       jax.ShapeDtypeStruct((n_splits, H, B, T), jnp.float32),
     ),
     scratch_types=dict(
-      **dict(qu=tile(), qv=tile()),
-      **dict(k=tile(stages), r=tile(stages), v=tile(stages)),
+      **dict(qu=tile(), k=tile(2), r=tile(), v=tile()),
       ring=slant.shared_ring(),
       first=plgpu.SMEM((TILE,), jnp.int32),
       **({'words': plgpu.SMEM((TILE,), jnp.uint32)} if rate else {}),
-      lse=plgpu.SMEM((TILE,), jnp.float32),
-      ready=plgpu.Barrier(num_barriers=4),
-      loaded=plgpu.Barrier(num_barriers=3 * stages),
+      bias=plgpu.SMEM((TILE,), jnp.float32),
+      ready=plgpu.Barrier(num_arrivals=3 if rate else 2),
+      **dict(rows=plgpu.Barrier(num_arrivals=2), values=plgpu.Barrier()),
+      keys=plgpu.Barrier(num_barriers=2),
     ),
     grid=(H, T // TILE, B * n_splits),
     grid_names=('head', 'queries', 'row'),
-    compiler_params=plgpu.CompilerParams(
-      approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-    ),
+    compiler_params=tiles.PARAMS,
   )
 
 
-def _attend_block(
-  static: _Static, device: SimpleNamespace, shared: SimpleNamespace
-) -> None:
+class _Block:
   """A block of the kernel: 64 queries, and the tiles of a split."""
-  n_splits, stages, rate, heads_first = static
-  head, row = lax.axis_index('head'), lax.axis_index('row')
-  block = lax.axis_index('queries')
-  row, split = lax.div(row, n_splits), lax.rem(row, n_splits)
-  queries = pl.ds(block * TILE, TILE)
-  begin = device.tiles[row, block, split, 0]
-  until = device.tiles[row, block, split, 1]
-  end = device.places[0] + block * TILE
-  window = device.places[1] - block * TILE
-  needed = [
-    (device.qu.at[row, queries, head], shared.qu),
-    (device.qv.at[row, queries, head], shared.qv),
-    (device.first.at[row, queries], shared.first),
-  ]
-  if rate:
-    needed.append((device.words.at[head, row, queries], shared.words))
-  tiles.fetch(needed, shared.ready)
 
-  def rows(at: Any) -> Any:
-    """64 rows of the table, the left half of the window of a tile."""
-    return device.r.at[head, pl.ds(window + at * TILE, TILE)]
+  def __init__(
+    self, static: _Static, device: SimpleNamespace, shared: SimpleNamespace
+  ):
+    """Finds out which block this is.
 
-  def fetch(at: Any, stage: Any) -> None:
-    keys = tiles.keys(head, row, at, heads_first)
-    for n, (source, target) in enumerate(
-      (
-        (rows(at + 1), shared.r),
-        (device.k.at[*keys], shared.k),
-        (device.v.at[*keys], shared.v),
-      )
-    ):
-      loaded = shared.loaded.at[n * stages + stage]
-      plgpu.copy_gmem_to_smem(source, target.at[stage], loaded)
-
-  @pl.when(begin < until)
-  def _():
-    last = stages - 1
-    plgpu.copy_gmem_to_smem(
-      rows(begin), shared.r.at[last], shared.loaded.at[last]
+    Args:
+      static: what is known beforehand.
+      device: arrays on the device.
+      shared: memory of the block.
+    """
+    self._static, self._device, self._shared = static, device, shared
+    block, row = lax.axis_index('queries'), lax.axis_index('row')
+    self._head, self._queries = (
+      lax.axis_index('head'),
+      pl.ds(block * TILE, TILE),
     )
-    plgpu.barrier_wait(shared.loaded.at[last])
-    slant.keep(shared.ring, 0, tiles.product(shared.qv, shared.r.at[last]))
+    self._row = lax.div(row, static.n_splits)
+    self._split = lax.rem(row, static.n_splits)
+    found = [device.tiles[self._row, block, self._split, n] for n in range(3)]
+    self._begin, self._until, self._whole = found
+    # The key at the place of the first query.
+    self._end = device.places[0] + block * TILE
+    # The row of the table where the window of tile 0 begins.
+    self._window = device.places[1] - block * TILE
+
+  def run(self) -> None:
+    """Everything."""
+    shared, device = self._shared, self._device
+    row, head, queries = self._row, self._head, self._queries
+    self._fetch_queries()
+
+    @pl.when(self._begin < self._until)
+    def _():
+      self._fetch_rows(self._begin)
+      plgpu.barrier_wait(shared.rows)
+      first = [(shared.qu, shared.r)]
+      tiles.with_products(first, functools.partial(self._keep, 0))
+      tiles.meet()
+      self._fetch_rows(self._begin + 1)
+      for n in range(2):
+        self._fetch_keys(self._begin + n)
+      self._fetch_values(self._begin)
+
+    # Above the lowest, so that a query that sees nothing has no weights.
+    state = tiles.rows_of(_LOWEST / 2), tiles.rows_of(0.0)
+    state = *state, tiles.zeros(shared.qu)
+    state = lax.fori_loop(self._begin, self._until, self._step, state)
+    self._put_result(*state)
+    out = device.out.at[self._split, row, queries, head]
+    plgpu.copy_smem_to_gmem(shared.qu, out)
+    lse = device.lse.at[self._split, head, row, queries]
+    plgpu.copy_smem_to_gmem(shared.bias, lse)
+    plgpu.wait_smem_to_gmem(0)
+
+  def _fetch_queries(self) -> None:
+    device, shared = self._device, self._shared
+    row, head, queries = self._row, self._head, self._queries
+    ready = shared.ready
+    plgpu.copy_gmem_to_smem(device.qu.at[row, queries, head], shared.qu, ready)
+    plgpu.copy_gmem_to_smem(device.first.at[row, queries], shared.first, ready)
+    if self._static.rate:
+      words = device.words.at[head, row, queries]
+      plgpu.copy_gmem_to_smem(words, shared.words, ready)
+    plgpu.barrier_wait(ready)
+
+  def _fetch_rows(self, at: Any) -> None:
+    """Begins to fetch the left half of the window of a tile, and its biases."""
+    some = pl.ds(self._window + at * TILE, TILE)
+    for name in ('r', 'bias'):
+      source = getattr(self._device, name).at[self._head, some]
+      target = getattr(self._shared, name)
+      plgpu.copy_gmem_to_smem(source, target, self._shared.rows)
+
+  def _fetch_keys(self, at: Any) -> None:
+    """Begins to fetch a tile of keys, if it is there."""
+
+    @pl.when(at < self._until)
+    def _():
+      stage = lax.rem(at - self._begin, 2)
+      keys = self._device.k.at[*self._place(at)]
+      target = self._shared.k.at[stage]
+      plgpu.copy_gmem_to_smem(keys, target, self._shared.keys.at[stage])
+
+  def _fetch_values(self, at: Any) -> None:
+    """Likewise a tile of values."""
+
+    @pl.when(at < self._until)
+    def _():
+      values = self._device.v.at[*self._place(at)]
+      plgpu.copy_gmem_to_smem(values, self._shared.v, self._shared.values)
+
+  def _place(self, at: Any) -> tuple:
+    heads_first = self._static.heads_first
+    return tiles.keys(self._head, self._row, at, heads_first)
+
+  def _keep(self, half: Any, result: Any) -> None:
+    """Writes products of the queries with rows of the table to the ring."""
+    raw = result(0)
+    bias = tiles.in_each_row(self._shared.bias)
+    slant.keep(self._shared.ring, half, raw + bias)
+
+  def _step(self, at: Any, state: tuple) -> tuple:
+    """Takes in a tile: maximum, sum and weighted values of each row."""
+    most, total, acc = state
+    shared, rate = self._shared, self._static.rate
+    score = self._score(at)
+    more = jnp.maximum(most, score.max(axis=1))
+    fade = jnp.exp2(most - more)
+    weight = jnp.exp2(score - lax.broadcast_in_dim(more, score.shape, [0]))
+    total = total * fade + weight.sum(axis=1)
+    if rate:
+      keep = tiles.kept(shared.words, at * TILE, rate)
+      weight = jnp.where(keep, weight, 0.0)
+    acc *= lax.broadcast_in_dim(fade, acc.shape, [0])
+    plgpu.barrier_wait(shared.values)
+    term = acc, weight.astype(jnp.bfloat16), shared.v
+    (acc,) = tiles.add_products(term)
+    # All are done with keys and values.
+    tiles.meet()
+    self._fetch_values(at + 1)
+    self._fetch_keys(at + 2)
+    return more, total, acc
+
+  def _score(self, at: Any) -> jax.Array:
+    """Scores to base 2; the lowest where nothing is seen."""
+    shared = self._shared
+    stage = lax.rem(at - self._begin, 2)
+    plgpu.barrier_wait(shared.rows)
+    plgpu.barrier_wait(shared.keys.at[stage])
+
+    def run(result: Any) -> jax.Array:
+      self._keep(1 - stage, result)
+      tiles.meet()
+      more = at + 1 < self._until
+      pl.when(more)(lambda: self._fetch_rows(at + 2))
+      position = slant.slanted(shared.ring, stage * TILE).astype(jnp.float32)
+      return (result(1) + position) * math.log2(math.e)
+
+    pairs = [(shared.qu, shared.r), (shared.qu, shared.k.at[stage])]
+    score = tiles.with_products(pairs, run)
+
+    def hide(score: jax.Array) -> jax.Array:
+      seen = tiles.visible(shared.first, self._end, at * TILE)
+      return jnp.where(seen, score, _LOWEST)
+
+    whole = (at >= self._whole) & (at * TILE + TILE <= self._end + 1)
+    return lax.cond(whole, lambda score: score, hide, score)
+
+  def _put_result(
+    self, most: jax.Array, total: jax.Array, acc: jax.Array
+  ) -> None:
+    """Puts the result where queries and biases were."""
+    shared = self._shared
+    total = jnp.maximum(total, 1e-30)
+    inverse = 1 / (total * (1 - self._static.rate))
+    acc *= lax.broadcast_in_dim(inverse, acc.shape, [0])
+    shared.qu[...] = acc.astype(jnp.bfloat16)
+    shared.bias[...] = most + jnp.log2(total)
     plgpu.commit_smem()
-    fetch(begin, 0)
-
-  step = functools.partial(_step, static, shared, fetch, begin, until, end)
-  # Above the lowest, so that a query that sees nothing has no weights.
-  state = tiles.rows_of(_LOWEST / 2), tiles.rows_of(0.0), tiles.zeros(shared.qu)
-  most, total, acc = lax.fori_loop(begin, until, step, state)
-  plgpu.commit_smem()
-  _to_shared(shared, most, total, acc / (1 - rate))
-  plgpu.copy_smem_to_gmem(shared.qu, device.out.at[split, row, queries, head])
-  plgpu.copy_smem_to_gmem(shared.lse, device.lse.at[split, head, row, queries])
-  plgpu.wait_smem_to_gmem(0)
-
-
-def _to_shared(
-  shared: SimpleNamespace, most: jax.Array, total: jax.Array, acc: jax.Array
-) -> None:
-  """Puts the result where the queries were, and the sum of the weights."""
-  total = jnp.maximum(total, 1e-30)
-  inverse = lax.broadcast_in_dim(1 / total, acc.shape, [0])
-  shared.qu[...] = (acc * inverse).astype(jnp.bfloat16)
-  shared.lse[...] = most + jnp.log2(total)
-  plgpu.commit_smem()
-
-
-def _step(
-  static: _Static,
-  shared: SimpleNamespace,
-  fetch: Any,
-  begin: Any,
-  until: Any,
-  end: Any,
-  at: Any,
-  state: tuple,
-) -> tuple:
-  """Takes in tile number `at`: maximum, sum and weighted values of each row."""
-  most, total, acc = state
-  _, stages, rate, _ = static
-  n = at - begin
-  stage, half = lax.rem(n, stages), lax.rem(n, 2)
-  plgpu.barrier_wait(shared.loaded.at[stage])
-  slant.keep(
-    shared.ring, 1 - half, tiles.product(shared.qv, shared.r.at[stage])
-  )
-  plgpu.commit_smem()
-
-  def fetch_next() -> None:
-    pl.when(at + 1 < until)(lambda: fetch(at + 1, lax.rem(n + 1, stages)))
-
-  if stages > 1:
-    # All are done with the tile before, whose place is free.
-    fetch_next()
-  position = slant.slanted(shared.ring, half * TILE)
-  plgpu.barrier_wait(shared.loaded.at[stages + stage])
-  score = tiles.product(shared.qu, shared.k.at[stage])
-  score += position.astype(jnp.float32)
-  seen = tiles.visible(shared.first, end, at * TILE)
-  score = jnp.where(seen, score * math.log2(math.e), _LOWEST)
-  more = jnp.maximum(most, score.max(axis=1))
-  fade = jnp.exp2(most - more)
-  weight = jnp.exp2(score - lax.broadcast_in_dim(more, score.shape, [0]))
-  total = total * fade + weight.sum(axis=1)
-  if rate:
-    weight = jnp.where(tiles.kept(shared.words, at * TILE, rate), weight, 0.0)
-  acc *= lax.broadcast_in_dim(fade, acc.shape, [0])
-  plgpu.barrier_wait(shared.loaded.at[2 * stages + stage])
-  acc = tiles.add_product(acc, weight.astype(jnp.bfloat16), shared.v.at[stage])
-  if stages == 1:
-    plgpu.commit_smem()
-    fetch_next()
-  return more, total, acc

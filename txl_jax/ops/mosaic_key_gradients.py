@@ -1,14 +1,21 @@
-"""Gradients of keys and values as a kernel for NVIDIA's Hopper.
+"""The backward pass of relative attention for keys and values, on Hopper.
 
-They are sums over the queries: of the scores' gradients times queries, and of
-the weights times the gradients of what they weigh. XLA would have heads before
-positions in all three arrays, which none of them has, and read what no query
-sees.
+A block takes 64 keys of a row and head, and goes through the blocks of 64
+queries that see them. It computes the weights again, from the logarithm of
+their sum that the forward pass kept, and adds up the gradients of keys and
+values. Its tiles have a row for each key, so that weights and gradients of the
+scores go from the registers where they are computed into the next product. What
+it writes of the size of the scores are their gradients, once, in bfloat16.
+
+The products of the queries with the 128 rows of the table that meet the tile
+lie in shared memory, and are read along a slant. From one block of queries to
+the next the window moves by 64 rows: half of it is there already.
 """
 
 import functools
+import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -16,44 +23,84 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
 
-# Tiles of queries that are on their way at once.
-_STAGES = 3
+_LOWEST = -1e30
+# Arrays on the device: what the kernel reads, and what it writes.
+_READ = ('qu', 'dout', 'k', 'v', 'r', 'bias', 'numbers', 'tiles', 'ranges')
+_WRITTEN = ('dk', 'dv', 'dscore')
+# Numbers of each query, in one array so that they come at once.
+_NUMBERS = dict(
+  lse=jnp.float32, mean=jnp.float32, first=jnp.int32, words=jnp.uint32
+)
 
 
-def sum_over_queries(
-  a_BHTL: jax.Array, x_BTHC: jax.Array, tiles_BIS2: jax.Array
-) -> jax.Array:
-  """For each key the rows x of all queries, times their numbers a for it.
+def key_gradients(
+  qu_BTHC: jax.Array,
+  dout_BTHC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
+  r_HWC: jax.Array,
+  bias_HW: jax.Array,
+  first_BT: jax.Array,
+  lse_HBT: jax.Array,
+  mean_HBT: jax.Array,
+  tiles_BIS3: jax.Array,
+  words_HBT: jax.Array | None = None,
+  *,
+  end: int,
+  start: int,
+  rate: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The gradients of keys, values and scores.
 
   Args:
-    a_BHTL: bfloat16; T and L are multiples of 64.
-    x_BTHC: bfloat16.
-    tiles_BIS2: from `tiles_of`, of a single split: outside of them a is 0.
+    qu_BTHC: queries with content bias, scaled; T a multiple of 64.
+    dout_BTHC: gradient of the result.
+    k_BLHC: keys, L a multiple of 64.
+    v_BLHC: values.
+    r_HWC: the projected table, W a multiple of 64.
+    bias_HW: float32, what the position bias adds to each row's products.
+    first_BT: int32, the first key that each query sees.
+    lse_HBT: float32, from `forward`.
+    mean_HBT: float32, the mean of the weights' gradients, weighted by them.
+    tiles_BIS3: from `tiles_of`, of a single split.
+    words_HBT: of dropout's hash; None without dropout.
+    end: the key at the place of the first query.
+    start: the row of the table, a multiple of 64, where the window of queries
+      and keys from 0 begins.
+    rate: share of weights that are dropped.
 
   Returns:
-    Sums [B, L, H, C], bfloat16.
+    Those of keys and values [B, L, H, C], and of the scores [B, H, L, T]: only
+    the tiles that some query sees are written.
   """
-  B, H, T, L = a_BHTL.shape
-  n_parts = 2 if L % (2 * TILE) == 0 else 1
-  ranges_BJ2 = _ranges(tiles_BIS2, L // TILE, n_parts)
-  return _kernel(B, H, L, x_BTHC.shape[-1], n_parts)(a_BHTL, x_BTHC, ranges_BJ2)
+  B, T, H, C = qu_BTHC.shape
+  L = k_BLHC.shape[1]
+  numbers = [lse_HBT, mean_HBT, jnp.broadcast_to(first_BT, (H, B, T))]
+  numbers += [] if words_HBT is None else [words_HBT]
+  numbers_HBXT = jnp.stack([_bits(x, jnp.uint32) for x in numbers], axis=2)
+  ranges_BJ2 = query_ranges(tiles_BIS3, L // TILE)
+  return _kernel(H, B, T, L, C, _Static(end, start, rate))(
+    *(qu_BTHC, dout_BTHC, k_BLHC, v_BLHC, r_HWC, bias_HW, numbers_HBXT),
+    *(tiles_BIS3, ranges_BJ2),
+  )
 
 
-def _ranges(tiles_BIS2: jax.Array, n_tiles: int, n_parts: int) -> jax.Array:
-  """First block of queries that sees some of n_parts tiles, and after the last.
+def _bits(x: jax.Array, dtype: Any) -> jax.Array:
+  return lax.bitcast_convert_type(x, dtype)
+
+
+def query_ranges(tiles_BIS3: jax.Array, n_tiles: int) -> jax.Array:
+  """First block of queries that sees each tile of keys, and after the last.
 
   int32 [B, J, 2]; equal if there is none.
   """
-  begin_BI1, until_BI1 = (
-    tiles_BIS2[:, :, 0, 0, None],
-    tiles_BIS2[:, :, 0, 1, None],
-  )
-  tile_J = jnp.arange(0, n_tiles, n_parts)
-  seen_BIJ = (begin_BI1 < tile_J + n_parts) & (until_BI1 > tile_J)
-  seen_BIJ &= begin_BI1 < until_BI1
+  begin_BI1, until_BI1 = (tiles_BIS3[:, :, 0, n, None] for n in range(2))
+  tile_J = jnp.arange(n_tiles)
+  seen_BIJ = (begin_BI1 <= tile_J) & (tile_J < until_BI1)
   n_blocks = seen_BIJ.shape[1]
   any_BJ = seen_BIJ.any(1)
   low_BJ = jnp.where(any_BJ, seen_BIJ.argmax(1), 0)
@@ -61,73 +108,191 @@ def _ranges(tiles_BIS2: jax.Array, n_tiles: int, n_parts: int) -> jax.Array:
   return jnp.stack([low_BJ, high_BJ], axis=-1).astype(jnp.int32)
 
 
-@functools.cache
-def _kernel(B: int, H: int, L: int, C: int, n_parts: int) -> Any:
-  def body(*arrays: Any, **shared: Any) -> None:
-    device = SimpleNamespace(**dict(zip(('a', 'x', 'ranges', 'out'), arrays)))
-    _sum_block(n_parts, device, SimpleNamespace(**shared))
+class _Static(NamedTuple):
+  """What is known when the kernel is compiled."""
 
+  end: int
+  start: int
+  rate: float  # of dropout
+
+
+@functools.cache
+def _kernel(H: int, B: int, T: int, L: int, C: int, static: _Static) -> Any:
+  def body(*arrays: Any, **shared: Any) -> None:
+    names = *_READ, *_WRITTEN
+    device = SimpleNamespace(**dict(zip(names, arrays, strict=True)))
+    _Block(static, device, SimpleNamespace(**shared)).run()
+
+  tile = functools.partial(tiles.shared_tile, C)
+  n_numbers = len(_NUMBERS) if static.rate else len(_NUMBERS) - 1
   return plgpu.kernel(
     body,
-    out_type=jax.ShapeDtypeStruct((B, L, H, C), jnp.bfloat16),
+    out_type=(
+      *[jax.ShapeDtypeStruct((B, L, H, C), jnp.bfloat16)] * 2,
+      jax.ShapeDtypeStruct((B, H, L, T), jnp.bfloat16),
+    ),
     scratch_types=dict(
-      a=tiles.shared_tile(TILE, _STAGES, n_parts),
-      x=tiles.shared_tile(C, _STAGES),
-      out=tiles.shared_tile(C, n_parts),
-      loaded=plgpu.Barrier(num_barriers=_STAGES * (n_parts + 1)),
+      **dict(k=tile(), v=tile(), qu=tile(2), dout=tile(2), r=tile(2)),
+      **dict(ring=slant.shared_ring(), dscore=tiles.shared_tile(TILE)),
+      numbers=plgpu.SMEM((2, n_numbers, TILE), jnp.uint32),
+      bias=plgpu.SMEM((2, TILE), jnp.float32),
+      ready=plgpu.Barrier(num_arrivals=2),
+      rows=plgpu.Barrier(num_arrivals=2, num_barriers=2),
+      loaded=plgpu.Barrier(num_arrivals=3, num_barriers=2),
     ),
-    grid=(H, L // (n_parts * TILE), B),
+    grid=(H, L // TILE, B),
     grid_names=('head', 'keys', 'row'),
-    compiler_params=plgpu.CompilerParams(
-      lowering_semantics=plgpu.LoweringSemantics.Lane
-    ),
+    compiler_params=tiles.PARAMS,
   )
 
 
-def _sum_block(
-  n_parts: int, device: SimpleNamespace, shared: SimpleNamespace
-) -> None:
-  """A block of the kernel: some tiles of keys, of a row and head."""
-  head, row = lax.axis_index('head'), lax.axis_index('row')
-  block = lax.axis_index('keys')
-  low, high = (device.ranges[row, block, n] for n in range(2))
-  keys = [pl.ds((block * n_parts + n) * TILE, TILE) for n in range(n_parts)]
+class _Block:
+  """A block of the kernel: 64 keys, and the queries that see them."""
 
-  def fetch(at: Any) -> None:
-    stage, queries = lax.rem(at - low, _STAGES), pl.ds(at * TILE, TILE)
-    pairs = [(device.x.at[row, queries, head], shared.x.at[stage])]
-    for n, some in enumerate(keys):
-      source = device.a.at[row, head, queries, some]
-      pairs.append((source, shared.a.at[stage, n]))
-    for n, (source, target) in enumerate(pairs):
-      loaded = shared.loaded.at[stage * (n_parts + 1) + n]
-      plgpu.copy_gmem_to_smem(source, target, loaded)
+  def __init__(
+    self, static: _Static, device: SimpleNamespace, shared: SimpleNamespace
+  ):
+    """Finds out which block this is.
 
-  def fetch_if_any(at: Any) -> None:
-    pl.when(at < high)(lambda: fetch(at))
+    Args:
+      static: what is known beforehand.
+      device: arrays on the device.
+      shared: memory of the block.
+    """
+    self._static, self._device, self._shared = static, device, shared
+    block = lax.axis_index('keys')
+    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
+    self._key, self._keys = block * TILE, pl.ds(block * TILE, TILE)
+    self._low = device.ranges[self._row, block, 0]
+    self._high = device.ranges[self._row, block, 1]
 
-  def step(at: Any, sums: tuple) -> tuple:
-    stage = lax.rem(at - low, _STAGES)
-    for n in range(n_parts + 1):
-      plgpu.barrier_wait(shared.loaded.at[stage * (n_parts + 1) + n])
-    sums = tuple(
-      tiles.add_turned_product(
-        sums[n], shared.a.at[stage, n], shared.x.at[stage]
-      )
-      for n in range(n_parts)
-    )
-    # All are done with this stage.
+  def run(self) -> None:
+    """Everything."""
+    shared, device = self._shared, self._device
+
+    @pl.when(self._low < self._high)
+    def _():
+      for name in ('k', 'v'):
+        source = getattr(device, name).at[self._row, self._keys, self._head]
+        plgpu.copy_gmem_to_smem(source, getattr(shared, name), shared.ready)
+      # The right half of the first window lies where the second's left will.
+      self._fetch_rows(self._low - 1, 1)
+      self._fetch_rows(self._low, 0)
+      self._fetch_queries(self._low)
+      self._fetch_queries(self._low + 1)
+      plgpu.barrier_wait(shared.ready)
+      plgpu.barrier_wait(shared.rows.at[1])
+
+    zeros = (tiles.zeros(shared.k),) * 2
+    dk, dv = lax.fori_loop(self._low, self._high, self._step, zeros)
+    shared.k[...] = dk.astype(jnp.bfloat16)
+    shared.v[...] = (dv / (1 - self._static.rate)).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    fetch_if_any(at + _STAGES)
-    return sums
+    for source, target in ((shared.k, device.dk), (shared.v, device.dv)):
+      target = target.at[self._row, self._keys, self._head]
+      plgpu.copy_smem_to_gmem(source, target)
+    plgpu.wait_smem_to_gmem(0)
 
-  for n in range(_STAGES):
-    fetch_if_any(low + n)
-  zeros = (tiles.zeros(shared.out.at[0]),) * n_parts
-  sums = lax.fori_loop(low, high, step, zeros)
-  for n, acc in enumerate(sums):
-    shared.out[n] = acc.astype(jnp.bfloat16)
-  plgpu.commit_smem()
-  for n, some in enumerate(keys):
-    plgpu.copy_smem_to_gmem(shared.out.at[n], device.out.at[row, some, head])
-  plgpu.wait_smem_to_gmem(0)
+  def _window(self, at: Any) -> Any:
+    """The row of the table where the window of a block of queries begins."""
+    return self._static.start + self._key - at * TILE
+
+  def _fetch_rows(self, at: Any, half: Any) -> None:
+    """Begins to fetch the left half of the window of a block of queries."""
+    rows, shared = pl.ds(self._window(at), TILE), self._shared
+    for name in ('r', 'bias'):
+      source = getattr(self._device, name).at[self._head, rows]
+      target = getattr(shared, name).at[half]
+      plgpu.copy_gmem_to_smem(source, target, shared.rows.at[half])
+
+  def _fetch_queries(self, at: Any) -> None:
+    """Begins to fetch a block of queries and their numbers, if it is there."""
+    head, row, queries = self._head, self._row, pl.ds(at * TILE, TILE)
+    places = {
+      **dict.fromkeys(('qu', 'dout'), (row, queries, head)),
+      'numbers': (head, row, slice(None), queries),
+    }
+    stage = lax.rem(at - self._low, 2)
+
+    @pl.when(at < self._high)
+    def _():
+      for name, place in places.items():
+        source = getattr(self._device, name).at[*place]
+        target = getattr(self._shared, name).at[stage]
+        plgpu.copy_gmem_to_smem(source, target, self._shared.loaded.at[stage])
+
+  def _step(self, at: Any, sums: tuple) -> tuple[jax.Array, ...]:
+    """Takes in block number `at` of the queries."""
+    shared, stage = self._shared, lax.rem(at - self._low, 2)
+    dk, dv = sums
+    plgpu.barrier_wait(shared.loaded.at[stage])
+    plgpu.barrier_wait(shared.rows.at[stage])
+    self._multiply_with_table(stage)
+    # All have written, and what the step before has written is on its way.
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    more = at + 1 < self._high
+    pl.when(more)(lambda: self._fetch_rows(at + 1, 1 - stage))
+    used, dscore = self._gradients(at, stage)
+    shared.dscore[...] = dscore
+    plgpu.commit_smem()
+    queries = pl.ds(at * TILE, TILE)
+    target = self._device.dscore.at[self._row, self._head, self._keys, queries]
+    plgpu.copy_smem_to_gmem(shared.dscore, target)
+    dv, dk = tiles.add_products(
+      (dv, used, shared.dout.at[stage]), (dk, dscore, shared.qu.at[stage])
+    )
+    # All are done with the queries.
+    tiles.meet()
+    self._fetch_queries(at + 2)
+    return dk, dv
+
+  def _multiply_with_table(self, stage: Any) -> None:
+    """Writes the products of the queries with the window to the ring."""
+    shared, halves = self._shared, (stage, 1 - stage)
+
+    def run(result: Any) -> None:
+      for n, half in enumerate(halves):
+        raw = result(n) + tiles.in_each_row(shared.bias.at[half])
+        slant.keep(shared.ring, n, raw)
+
+    queries = shared.qu.at[stage]
+    tiles.with_products([(queries, shared.r.at[half]) for half in halves], run)
+
+  def _number(self, name: str, stage: Any) -> jax.Array:
+    """A number of each query, in all rows of a tile."""
+    numbers = self._shared.numbers.at[stage, list(_NUMBERS).index(name)]
+    return _bits(tiles.in_each_row(numbers), _NUMBERS[name])
+
+  def _gradients(self, at: Any, stage: Any) -> tuple[jax.Array, jax.Array]:
+    """The weights as they are used, and the gradients of the scores."""
+    shared, rate = self._shared, self._static.rate
+
+    def run(result: Any) -> tuple[jax.Array, jax.Array]:
+      position = slant.turned(shared.ring).astype(jnp.float32)
+      score = (result(0) + position) * math.log2(math.e)
+      score = self._hidden(at, stage, score - self._number('lse', stage))
+      weight = jnp.exp2(score)
+      slope, used = result(1), weight
+      if rate:
+        words = self._number('words', stage)
+        keep = tiles.kept_by_key(words, self._key, rate)
+        slope = jnp.where(keep, slope / (1 - rate), 0.0)
+        used = jnp.where(keep, weight, 0.0)
+      dscore = weight * (slope - self._number('mean', stage))
+      return used.astype(jnp.bfloat16), dscore.astype(jnp.bfloat16)
+
+    pairs = (shared.k, shared.qu.at[stage]), (shared.v, shared.dout.at[stage])
+    return tiles.with_products(pairs, run)
+
+  def _hidden(self, at: Any, stage: Any, score: jax.Array) -> jax.Array:
+    """The lowest where a query does not see a key."""
+    end = self._static.end + at * TILE
+
+    def hide(score: jax.Array) -> jax.Array:
+      first = self._number('first', stage)
+      seen = tiles.visible_by_key(first, end, self._key)
+      return jnp.where(seen, score, _LOWEST)
+
+    whole = self._device.tiles[self._row, at, 0, 2] * TILE <= self._key
+    whole &= self._key + TILE <= end + 1
+    return lax.cond(whole, lambda score: score, hide, score)

@@ -1,9 +1,10 @@
 """Relative attention by the kernels for Hopper, with its gradients.
 
-The forward pass keeps its operands, its result and one number a query. The
-backward kernel computes the weights again and writes them once, with the
-gradients of the scores; a third kernel sums them for keys and values, and what
-remains are matrix products.
+The forward pass keeps its operands, its result and one number a query. Of the
+backward kernels the first goes through the keys, computes the weights again and
+writes the gradients of the scores; the second goes through the queries, reads
+these and writes them once more by row of the table, whose gradient is a matrix
+product.
 """
 
 import functools
@@ -15,10 +16,12 @@ import numpy as np
 
 from txl_jax.errors import InputError
 from txl_jax.ops import dropout, shards
+from txl_jax.ops.alignment import pad_last
+from txl_jax.ops.biases import bias_of_rows, biased, excess
 from txl_jax.ops.hopper import KERNEL_WIDTHS
-from txl_jax.ops.mosaic_backward import score_gradients
 from txl_jax.ops.mosaic_forward import forward, tiles_of
-from txl_jax.ops.mosaic_key_gradients import sum_over_queries
+from txl_jax.ops.mosaic_key_gradients import key_gradients
+from txl_jax.ops.mosaic_query_gradients import query_gradients
 from txl_jax.ops.mosaic_tiles import TILE
 
 
@@ -27,6 +30,7 @@ class _Static(NamedTuple):
 
   n_queries: int  # without padding
   end: int  # M, the key at the place of the first query
+  scale: float  # of the scores
   rate: float  # of dropout
 
 
@@ -51,11 +55,6 @@ def relative_attention(
   width = next(width for width in KERNEL_WIDTHS if C <= width)
   T_pad, K_pad = _whole_tiles(T), _whole_tiles(M + T)
 
-  def queries(bias_HC: jax.Array) -> jax.Array:
-    wide = q_BTHC.astype(jnp.float32) + bias_HC.astype(jnp.float32)
-    scaled = (wide * scale).astype(q_BTHC.dtype)
-    return _padded(scaled, T_pad, width)
-
   # Rows of the table: first those that only padded queries need, last those
   # that only keys meet which no query sees.
   after = _whole_tiles(M) + TILE - M
@@ -69,17 +68,19 @@ def relative_attention(
   padding = ((0, 0), (0, T_pad - T))
   first_BT = jnp.pad(first_BT.astype(jnp.int32), padding, mode='edge')
   attend = shards.per_shard(
-    functools.partial(_attend, _Static(T, M, dropout_rate)),
+    functools.partial(_attend, _Static(T, M, scale, dropout_rate)),
     (
-      *[('rows', None, 'heads')] * 4,
-      *(('heads',), ('rows',), ('heads', 'rows')),
+      *[('rows', None, 'heads')] * 3,
+      *[('heads',)] * 3,
+      *(('rows',), ('heads', 'rows')),
     ),
     ('rows', None, 'heads'),
   )
   out_BTHC = attend(
-    *(queries(u_HC), queries(v_bias_HC)),
+    _padded(q_BTHC, T_pad, width),
     *(_padded(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
     jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC),
+    *(pad_last(x_HC, width) for x_HC in (u_HC, v_bias_HC)),
     *(first_BT, words_HBT),
   )
   return out_BTHC[:, :T, :, : v_BKHC.shape[-1]]
@@ -111,36 +112,42 @@ def _padded(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
   static: _Static,
-  qu_BTHC: jax.Array,
-  qv_BTHC: jax.Array,
+  q_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> jax.Array:
   """The attended values [B, T, H, C], all sizes padded."""
-  operands = qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC
+  operands = q_BTHC, k_BLHC, v_BLHC, r_HWC, u_HC, v_bias_HC
   return _forward(static, *operands, first_BT, words_HBT)[0]
 
 
 def _forward(
   static: _Static,
-  qu_BTHC: jax.Array,
-  qv_BTHC: jax.Array,
+  q_BTHC: jax.Array,
   k_BLHC: jax.Array,
   v_BLHC: jax.Array,
   r_HWC: jax.Array,
+  u_HC: jax.Array,
+  v_bias_HC: jax.Array,
   first_BT: jax.Array,
   words_HBT: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-  operands = qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT
+  qu_BTHC = biased(q_BTHC, u_HC, static.scale)
+  excess_HC = excess(u_HC, v_bias_HC, static.scale)
+  bias_HW = bias_of_rows(excess_HC, r_HWC)
+  operands = k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT
   places_2 = np.array([static.end, _start(qu_BTHC)], np.int32)
-  tiles = _tiles(static, first_BT, k_BLHC)
+  tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
   out_SBTHC, lse_SHBT = _once_a_layer(forward, rate=static.rate)(
-    *operands, tiles, jnp.asarray(places_2), words_HBT
+    *(qu_BTHC, *operands, tiles_BIS3, jnp.asarray(places_2), words_HBT)
   )
-  return out_SBTHC[0], (*operands, words_HBT, out_SBTHC[0], lse_SHBT[0])
+  found = out_SBTHC[0], lse_SHBT[0]
+  return found[0], (q_BTHC, u_HC, v_bias_HC, *operands, words_HBT, *found)
 
 
 def _start(qu_BTHC: jax.Array) -> int:
@@ -162,31 +169,41 @@ def _once_a_layer(function: Any, **options: Any) -> Any:
 
 
 def _backward(
-  static: _Static, saved: tuple, gradient_BTHC: jax.Array
+  static: _Static, saved: tuple, dout_BTHC: jax.Array
 ) -> tuple[Any, ...]:
-  qu_BTHC, qv_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT = saved[:6]
-  words_HBT, out_BTHC, lse_HBT = saved[6:]
-  wide = (x.astype(jnp.float32) for x in (gradient_BTHC, out_BTHC))
-  mean_BTH = jnp.multiply(*wide).sum(-1)
-  tiles_BIS2 = _tiles(static, first_BT, k_BLHC)
-  places = dict(end=static.end, start=_start(qu_BTHC))
-  run = _once_a_layer(score_gradients, rate=static.rate, **places)
-  found = run(
-    *(qu_BTHC, qv_BTHC, gradient_BTHC, k_BLHC, v_BLHC, r_HWC, first_BT),
-    *(lse_HBT, mean_BTH.transpose(2, 0, 1), tiles_BIS2, words_HBT),
+  q_BTHC, u_HC, v_bias_HC, k_BLHC, v_BLHC, r_HWC = saved[:6]
+  bias_HW, first_BT, words_HBT, out_BTHC, lse_HBT = saved[6:]
+  qu_BTHC, qv_BTHC = (
+    biased(q_BTHC, bias_HC, static.scale) for bias_HC in (u_HC, v_bias_HC)
   )
-  of_keys = _once_a_layer(sum_over_queries)
-  dqv_BTHC = jnp.einsum('hbtw,hwc->bthc', found.draw_HBTW, r_HWC)
+  wide = (x.astype(jnp.float32) for x in (dout_BTHC, out_BTHC))
+  mean_HBT = jnp.multiply(*wide).sum(-1).transpose(2, 0, 1)
+  tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
+  start = _start(qu_BTHC)
+  of_keys = _once_a_layer(
+    key_gradients, end=static.end, start=start, rate=static.rate
+  )
+  dk_BLHC, dv_BLHC, dscore_BHLT = of_keys(
+    *(qu_BTHC, dout_BTHC, k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT),
+    *(lse_HBT, mean_HBT, tiles_BIS3, words_HBT),
+  )
+  of_queries = _once_a_layer(query_gradients, start=start, scale=static.scale)
+  found = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
   # Together, so that no array of the scores' size waits for a sum over layers.
-  dqu_BTHC, dk_BLHC, dv_BLHC, dr_HWC = jax.lax.optimization_barrier(
+  dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC = jax.lax.optimization_barrier(
     (
-      found.dqu_BTHC,
-      of_keys(found.dscore_BHTL, qu_BTHC, tiles_BIS2),
-      of_keys(found.weight_BHTL, gradient_BTHC, tiles_BIS2),
       jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
+      *(found.dq_BTHC, found.dqv_BTHC, dk_BLHC, dv_BLHC),
     )
   )
-  return dqu_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC, dr_HWC, None, None
+  sum_HC, of_v_bias_HC = (
+    x_BTHC.astype(jnp.float32).sum((0, 1)) for x_BTHC in (dq_BTHC, dqv_BTHC)
+  )
+  of_biases = (
+    (sum_HC - of_v_bias_HC).astype(u_HC.dtype),
+    of_v_bias_HC.astype(v_bias_HC.dtype),
+  )
+  return dq_BTHC, dk_BLHC, dv_BLHC, dr_HWC, *of_biases, None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -87,8 +87,40 @@ def slanted(ring: Any, turn: Any) -> jax.Array:
   return load(ring, turn)
 
 
-def write_slanted(target: Any, tile: jax.Array, turn: Any) -> None:
-  """Writes a tile along the slant.
+def turned(ring: Any) -> jax.Array:
+  """What lies along the slant from the first column on, transposed.
+
+  Bfloat16 [64, 64]: a row for each column.
+  """
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.RefType(),),
+    return_type=plgpu.ShapeDtypeStruct(
+      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
+    ),
+  )
+  def load(ctx: Any, ref: Any) -> Any:
+    del ctx
+    row, column = tiles.thread_place()
+    # A row further down the ring the slant is a column nearer.
+    start = arith.muli(column, _number(_PITCH - 1))
+    start = arith.addi(arith.addi(start, row), _number(TILE - 1))
+    start = _index(start)
+    pair = ir.VectorType.get((2,), ir.BF16Type.get())
+
+    def values(down: int, right: int) -> Any:
+      steps = (down + (right + n) * (_PITCH - 1) for n in range(2))
+      steps = (arith.constant(ir.IndexType.get(), step) for step in steps)
+      found = [memref.load(ref, [arith.addi(start, step)]) for step in steps]
+      return vector.from_elements(pair, found)
+
+    return tiles.fragments(values)
+
+  return load(ring)
+
+
+def write_turned(target: Any, tile: jax.Array, turn: Any) -> None:
+  """Writes the transpose of a tile along the slant.
 
   Args:
     target: two tiles in shared memory, the halves.
@@ -106,22 +138,25 @@ def write_slanted(target: Any, tile: jax.Array, turn: Any) -> None:
   def store(ctx: Any, ref: Any, tile: Any, turn: Any) -> None:
     del ctx
     ref = mgpu.memref_fold(ref, 0, 5)
-    row, start = _start(turn)
-    # Eights of columns are exchanged, by the row's number within eight rows.
-    exchange = arith.shli(arith.andi(row, _number(7)), _number(3))
-    row = arith.muli(row, _number(TILE))
+    row, column = tiles.thread_place()
+    start = arith.addi(turn.registers.flat[0], _number(TILE - 1))
+    start = arith.addi(start, arith.subi(row, column))
+    begin = arith.muli(column, _number(TILE))
 
     @functools.cache
-    def place(n: int) -> Any:
-      at = _column(start, n)
+    def place(step: int) -> Any:
+      at, below = _column(start, step), -step % 8
+      # Eights of columns are exchanged, by the row's number within eight rows.
+      exchange = arith.shli(arith.addi(column, _number(below)), _number(3))
       half = arith.muli(arith.andi(at, _number(TILE)), _number(TILE))
       inner = arith.andi(arith.xori(at, exchange), _number(TILE - 1))
-      return _index(arith.addi(arith.addi(row, half), inner))
+      found = arith.addi(arith.addi(begin, half), inner)
+      return _index(arith.addi(found, _number(below * TILE)))
 
     for pair, (down, right) in zip(tile.registers.flat, tiles.steps()):
-      below = arith.constant(ir.IndexType.get(), down * TILE)
+      below = arith.constant(ir.IndexType.get(), right * TILE)
       for n in range(2):
-        at = arith.addi(place(right - down + n), below)
+        at = arith.addi(place(down - right - n), below)
         memref.store(vector.extract(pair, [], [n]), ref, [at])
 
   store(target, tile, turn)

@@ -1,7 +1,7 @@
 """Tiles of 64 rows, the size of a matrix product, in kernels for Hopper."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.mosaic.gpu as mgpu
@@ -20,6 +20,14 @@ from txl_jax.ops.hopper import KERNEL_TILE as TILE
 TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
 
+# Only the barriers that a kernel asks for: the automatic ones are many.
+PARAMS = plgpu.CompilerParams(
+  approx_math=True,
+  lowering_semantics=plgpu.LoweringSemantics.Lane,
+  unsafe_no_auto_barriers=True,
+)
+
+
 def shared_tile(width: int, *lead: int) -> Any:
   """Room for bfloat16 tiles that products can read."""
   return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16, transforms=TRANSFORMS)
@@ -33,6 +41,21 @@ def fetch(pairs: Sequence[tuple[Any, Any]], barriers: Any) -> None:
     plgpu.barrier_wait(barriers.at[n])
 
 
+def meet() -> None:
+  """Waits until all threads of a block are here.
+
+  What they wrote to shared memory is seen by all, but not by copies and
+  products: for these there is `commit_smem`.
+  """
+
+  @plgpu.inline_mgpu()
+  def wait(ctx: Any) -> None:
+    del ctx
+    mgpu.warpgroup_barrier()
+
+  wait()
+
+
 def keys(head: Any, row: Any, at: Any, heads_first: bool = False) -> tuple:
   """Where tile number `at` of [B, L, H, C] is, or of [H, B, L, C]."""
   some = pl.ds(at * TILE, TILE)
@@ -40,8 +63,8 @@ def keys(head: Any, row: Any, at: Any, heads_first: bool = False) -> tuple:
 
 
 def load(source: Any) -> jax.Array:
-  """A tile from shared memory, float32."""
-  return plgpu.load(source, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+  """A tile from shared memory."""
+  return plgpu.load(source, layout=plgpu.Layout.WGMMA)
 
 
 def load_rows(source: Any) -> jax.Array:
@@ -50,9 +73,8 @@ def load_rows(source: Any) -> jax.Array:
 
 
 def in_each_row(source: Any) -> jax.Array:
-  """A tile whose rows are all one that is in shared memory, float32."""
+  """A tile whose rows are all one that is in shared memory."""
   row = plgpu.load(source, layout=plgpu.Layout.WGMMA.reduce(0))
-  row = row.astype(jnp.float32)
   return lax.broadcast_in_dim(row, (TILE, *source.shape), [1])
 
 
@@ -75,32 +97,52 @@ def rows_of(value: float) -> jax.Array:
   return plgpu.layout_cast(full, plgpu.Layout.WGMMA.reduce(1))
 
 
-def product(left: Any, right: Any) -> jax.Array:
-  """left right^T of two tiles in shared memory, [64, 64]."""
+class Turned(NamedTuple):
+  """A tile in shared memory that stands for its transpose."""
 
-  def run(acc: Any) -> jax.Array:
-    plgpu.wgmma(acc, left, right.T)
-    return acc[...]
-
-  return pl.run_scoped(run, plgpu.ACC((TILE, TILE), jnp.float32))
+  tile: Any
 
 
-def add_product(acc: jax.Array, left: jax.Array, right: Any) -> jax.Array:
-  """acc + left right, `left` in registers."""
-  return pl.run_state(lambda ref: plgpu.wgmma(ref, left, right))(
-    plgpu.ACC.init(acc)
-  )
+def with_products(
+  pairs: Sequence[tuple[Any, Any]], then: Callable[..., Any]
+) -> Any:
+  """What `then` makes of left right^T for each pair of tiles.
+
+  The products are computed one after the other while `then` runs. It is given a
+  function that waits for the n-th and returns it, to be asked for in order.
+  """
+
+  def run(*accs: Any) -> Any:
+    for acc, (left, right) in zip(accs, pairs):
+      plgpu.wgmma(acc, left, right.T)
+
+    def result(n: int) -> jax.Array:
+      later = len(pairs) - 1 - n
+      return plgpu.wgmma_accumulator_load(accs[n], wait_n=later)
+
+    return then(result)
+
+  square = plgpu.ACC((TILE, TILE), jnp.float32)
+  return pl.run_scoped(run, *[square] * len(pairs))
 
 
-def add_turned_product(acc: jax.Array, left: Any, right: Any) -> jax.Array:
-  """acc + left^T right, both in shared memory."""
-  return pl.run_state(lambda ref: plgpu.wgmma(ref, left.T, right))(
-    plgpu.ACC.init(acc)
-  )
+def add_products(*terms: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, ...]:
+  """acc + left right for each (acc, left, right).
+
+  Args:
+    *terms: `left` is in registers, or in shared memory; `right` is there.
+  """
+
+  def run(accs: Any) -> None:
+    for acc, (_, left, right) in zip(accs, terms):
+      left = left.tile.T if isinstance(left, Turned) else left
+      plgpu.wgmma(acc, left, right)
+
+  return pl.run_state(run)(tuple(plgpu.ACC.init(acc) for acc, *_ in terms))
 
 
 def visible(first: Any, end: Any, key: Any) -> jax.Array:
-  """Which keys the queries see, [64, 64].
+  """Which keys the queries see, [64, 64], a row for each query.
 
   Args:
     first: int32 in shared memory, the first key that each query sees.
@@ -112,8 +154,14 @@ def visible(first: Any, end: Any, key: Any) -> jax.Array:
   return (at <= rows(end)) & (at >= first)
 
 
+def visible_by_key(first: jax.Array, end: Any, key: Any) -> jax.Array:
+  """The same, a row for each key; `first` is in all rows of a tile."""
+  at = rows(key)
+  return (at <= columns(end)) & (at >= first)
+
+
 def kept(words: Any, key: Any, rate: float) -> jax.Array:
-  """Which weights dropout keeps, [64, 64] (ops/dropout.py).
+  """Which weights dropout keeps, [64, 64] (ops/dropout.py), by query.
 
   Args:
     words: uint32 in shared memory, of each query.
@@ -123,6 +171,11 @@ def kept(words: Any, key: Any, rate: float) -> jax.Array:
   at = columns(key).astype(jnp.uint32)
   word = lax.broadcast_in_dim(load_rows(words), at.shape, [0])
   return dropout.kept(word, at, rate)
+
+
+def kept_by_key(words: jax.Array, key: Any, rate: float) -> jax.Array:
+  """The same, a row for each key; `words` are in all rows of a tile."""
+  return dropout.kept(words, rows(key).astype(jnp.uint32), rate)
 
 
 def rows(first: Any) -> jax.Array:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops.alignment import ALIGNMENT, aligned
+from txl_jax.ops.biases import biased
 from txl_jax.ops.dropout import kept, row_index, row_words
 
 # Queries that share one product; those before a block's end see fewer keys.
@@ -56,12 +57,10 @@ def relative_attention(
   T_pad = aligned(T)
   K_pad, W = aligned(M + T_pad), _width(M + T_pad)
 
-  def queries(bias_HC: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(q_BTHC.dtype, jnp.float32)
-    biased = (q_BTHC.astype(wide) + bias_HC.astype(wide)) * scale
-    return _heads_first(biased.astype(q_BTHC.dtype), T_pad)
-
-  queries_HBTC = (queries(u_HC), queries(v_bias_HC))
+  queries_HBTC = [
+    _heads_first(biased(q_BTHC, bias_HC, scale), T_pad)
+    for bias_HC in (u_HC, v_bias_HC)
+  ]
   k_HBKC, v_HBKC = _heads_first(k_BKHC, K_pad), _heads_first(v_BKHC, K_pad)
   # The last row keeps its place from the end of what queries can see.
   table_WD = jnp.pad(table_KD, ((T_pad - T, W - M - T_pad), (0, 0)))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops.dropout import weight_kept
 from txl_jax.ops.mosaic_tiles import TILE, Turned
 
 
@@ -73,6 +74,14 @@ def _left(left):
 
 def _wide(x):
   return x.astype(jnp.float32)
+
+
+def kept(words, key, rate):
+  return weight_kept(words[...][:, None], columns(key).astype(jnp.uint32), rate)
+
+
+def kept_by_key(words, key, rate):
+  return weight_kept(words, rows(key).astype(jnp.uint32), rate)
 
 
 def rows(first):

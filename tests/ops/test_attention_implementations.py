@@ -13,7 +13,7 @@ from txl_jax.config import ModelConfig
 from txl_jax.errors import InputError
 from txl_jax.model.memory import visibility
 from txl_jax.ops import xla_attention
-from txl_jax.ops.dropout import keep_mask
+from txl_jax.ops.dropout import weight_mask
 from txl_jax.ops.relative_attention import IMPLEMENTATIONS, relative_attention
 
 Auto = AxisType.Auto
@@ -203,7 +203,7 @@ def test_dropout_is_that_of_the_mask(implementation):
 
   whole_BTHK = np.asarray(attend(0.0))
   np.testing.assert_allclose(whole_BTHK.sum(-1), 1, rtol=1e-5)
-  keep_BHTK = keep_mask(jnp.uint32(SEED), (B, H, T, M + T), rate)
+  keep_BHTK = weight_mask(jnp.uint32(SEED), (B, H, T, M + T), rate)
   expected_BTHK = whole_BTHK * keep_BHTK.swapaxes(1, 2) / (1 - rate)
   np.testing.assert_allclose(
     attend(rate), expected_BTHK, rtol=1e-5, atol=2.0**-60

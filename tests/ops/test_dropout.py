@@ -14,13 +14,15 @@ from txl_jax.ops.dropout import (
   relu_dropout,
   row_index,
   seed_of,
+  weight_mask,
 )
 
+MASKS = pytest.mark.parametrize('mask_of', [keep_mask, weight_mask])
 SEEDS = [0, 1, 2, 3, 2**31, 2**32 - 1]
 
 
-def _mask(seed: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
-  return np.asarray(keep_mask(jnp.uint32(seed), shape, rate))
+def _mask(seed, shape, rate, mask_of=keep_mask) -> np.ndarray:
+  return np.asarray(mask_of(jnp.uint32(seed), shape, rate))
 
 
 def _assert_uncorrelated(a: np.ndarray, b: np.ndarray) -> None:
@@ -29,20 +31,25 @@ def _assert_uncorrelated(a: np.ndarray, b: np.ndarray) -> None:
   assert abs(correlation) < 5 / np.sqrt(a.size)
 
 
+@MASKS
 @pytest.mark.parametrize('rate', [0.0, 0.01, 0.15, 0.5, 0.99])
-def test_share_that_is_dropped(rate):
+def test_share_that_is_dropped(rate, mask_of):
   n = 512 * 512
   for seed in SEEDS:
-    dropped = 1 - _mask(seed, (512, 512), rate).mean()
+    dropped = 1 - _mask(seed, (512, 512), rate, mask_of).mean()
     assert abs(dropped - rate) <= 4 * np.sqrt(rate * (1 - rate) / n)
 
 
+@MASKS
 @pytest.mark.parametrize('shape', [(512, 512), (4, 8, 64, 96)])
-def test_neighbours_are_independent(shape):
+def test_neighbours_are_independent(shape, mask_of):
+  # Keys at a distance of 8 share the bits of a hash.
   for seed, axis, distance in itertools.product(
-    SEEDS[:3], range(len(shape)), (1, 2)
+    SEEDS[:3], range(len(shape)), (1, 2, 8)
   ):
-    mask = np.moveaxis(_mask(seed, shape, 0.3), axis, 0)
+    if distance >= shape[axis]:
+      continue
+    mask = np.moveaxis(_mask(seed, shape, 0.3, mask_of), axis, 0)
     _assert_uncorrelated(mask[distance:], mask[:-distance])
 
 
@@ -52,9 +59,10 @@ def test_seeds_are_independent():
     _assert_uncorrelated(a, b)
 
 
-def test_rows_and_columns_each_lose_the_same_share():
+@MASKS
+def test_rows_and_columns_each_lose_the_same_share(mask_of):
   n, rate = 1024, 0.25
-  mask = _mask(11, (n, n), rate)
+  mask = _mask(11, (n, n), rate, mask_of)
   for axis in (0, 1):
     counts = (~mask).sum(axis)
     # The variance of a binomial, itself within 5 standard deviations.
@@ -63,9 +71,10 @@ def test_rows_and_columns_each_lose_the_same_share():
     assert abs(counts - n * rate).max() < 6 * np.sqrt(expected)
 
 
-def test_pairs_and_triples_of_bits_are_equally_frequent():
+@MASKS
+def test_pairs_and_triples_of_bits_are_equally_frequent(mask_of):
   """No pattern along a row is more frequent than chance makes it."""
-  mask = _mask(5, (256, 1024), 0.5).astype(int)
+  mask = _mask(5, (256, 1024), 0.5, mask_of).astype(int)
   patterns = mask[:, :-2] + 2 * mask[:, 1:-1] + 4 * mask[:, 2:]
   counts = np.bincount(patterns.ravel(), minlength=8)
   n = patterns.size

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh
 from txl_jax.errors import InputError
 from txl_jax.ops import (
   hopper,
+  mosaic_dropout,
   mosaic_forward,
   mosaic_key_gradients,
   mosaic_query_gradients,
@@ -98,7 +99,9 @@ def _errors(found, expected):
 def interpreted(monkeypatch):
   import jax.experimental.pallas.mosaic_gpu as plgpu
 
-  interpreted_tiles.install(monkeypatch, mosaic_tiles, mosaic_slant)
+  interpreted_tiles.install(
+    monkeypatch, mosaic_tiles, mosaic_slant, mosaic_dropout
+  )
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
   kernels = mosaic_forward, mosaic_key_gradients, mosaic_query_gradients
   caches = *(module._kernel for module in kernels), lib._once_a_layer

@@ -8,6 +8,10 @@ The mask of an array: its last axis is counted by `index`, the others together
 by `row`, all modulo 2^32, and an element is kept where
 
   fold(fold(mix(seed), row), index) >= rate * 2^32.
+
+Attention weights, of which there are most, have a mask that takes half as many
+hashes: keys whose numbers differ by 8 alone share one. The first has its lower
+16 bits and the other its upper, and they are compared with rate * 2^16.
 """
 
 import functools
@@ -15,6 +19,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+
+# Of the hash: the stride of an index, and what the bits go through.
+STRIDE = 0x9E3779B9
+MIXING = (16, 0x7FEB352D), (15, 0x846CA68B), (16, None)
+# Keys of weights that share a hash differ by this bit.
+PARTNER = 8
 
 
 def seed_of(key: jax.Array) -> jax.Array:
@@ -93,6 +103,16 @@ def keep_mask(
   return kept(word[..., None], jnp.arange(n_inner, dtype=jnp.uint32), rate)
 
 
+def weight_mask(
+  seed: jax.Array, shape: tuple[int, ...], rate: float
+) -> jax.Array:
+  """The mask of attention weights of this shape, the last axis the keys."""
+  *lead, n_keys = shape
+  word = row_words(seed, row_index(tuple(lead)))
+  key = jnp.arange(n_keys, dtype=jnp.uint32)
+  return weight_kept(word[..., None], key, rate)
+
+
 def row_index(lead: tuple[int, ...]) -> jax.Array:
   """The flat index of each row, uint32, from the axes before the last."""
   index = jnp.zeros(lead, jnp.uint32)
@@ -114,14 +134,28 @@ def kept(word: jax.Array, index: jax.Array, rate: float) -> jax.Array:
   return _fold(word, index) >= jnp.uint32(threshold)
 
 
+def weight_kept(word: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+  """Whether the weights for these keys are kept, of rows with these words."""
+  partner = jnp.uint32(PARTNER)
+  bits = _fold(word, key & ~partner)
+  lot = jnp.where(key & partner, bits >> 16, bits & 0xFFFF)
+  return lot >= jnp.uint32(pair_threshold(rate))
+
+
+def pair_threshold(rate: float) -> int:
+  """The least of 16 bits with which a weight is kept."""
+  return min(round(rate * 2**16), 2**16 - 1)
+
+
 def _fold(word: jax.Array, index: jax.Array) -> jax.Array:
   # By exclusive or: with a sum, rows whose words differ by a small multiple of
   # the constant would have the same mask, displaced.
-  return _mix(word ^ (index * jnp.uint32(0x9E3779B9)))
+  return _mix(word ^ (index * jnp.uint32(STRIDE)))
 
 
 def _mix(x: jax.Array) -> jax.Array:
   """A permutation of uint32 in which each bit depends on all (lowbias32)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-  return x ^ (x >> 16)
+  for shift, factor in MIXING:
+    x = x ^ (x >> shift)
+    x = x * jnp.uint32(factor) if factor else x
+  return x

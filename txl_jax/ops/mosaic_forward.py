@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_dropout
 from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
@@ -133,9 +134,10 @@ def _kernel(
       ring=slant.shared_ring(),
       first=plgpu.SMEM((TILE,), jnp.int32),
       **({'words': plgpu.SMEM((TILE,), jnp.uint32)} if rate else {}),
-      bias=plgpu.SMEM((TILE,), jnp.float32),
+      bias=plgpu.SMEM((2, TILE), jnp.float32),
       ready=plgpu.Barrier(num_arrivals=3 if rate else 2),
-      **dict(rows=plgpu.Barrier(num_arrivals=2), values=plgpu.Barrier()),
+      **{name: plgpu.Barrier(num_arrivals=2) for name in ('before', 'rows')},
+      values=plgpu.Barrier(),
       keys=plgpu.Barrier(num_barriers=2),
     ),
     grid=(H, T // TILE, B * n_splits),
@@ -176,19 +178,11 @@ class _Block:
     """Everything."""
     shared, device = self._shared, self._device
     row, head, queries = self._row, self._head, self._queries
+    some = self._begin < self._until
     self._fetch_queries()
-
-    @pl.when(self._begin < self._until)
-    def _():
-      self._fetch_rows(self._begin)
-      plgpu.barrier_wait(shared.rows)
-      first = [(shared.qu, shared.r)]
-      tiles.with_products(first, functools.partial(self._keep, 0))
-      tiles.meet()
-      self._fetch_rows(self._begin + 1)
-      for n in range(2):
-        self._fetch_keys(self._begin + n)
-      self._fetch_values(self._begin)
+    pl.when(some)(self._fetch_first)
+    plgpu.barrier_wait(shared.ready)
+    pl.when(some)(self._begin_window)
 
     # Above the lowest, so that a query that sees nothing has no weights.
     state = tiles.rows_of(_LOWEST / 2), tiles.rows_of(0.0)
@@ -198,10 +192,11 @@ class _Block:
     out = device.out.at[self._split, row, queries, head]
     plgpu.copy_smem_to_gmem(shared.qu, out)
     lse = device.lse.at[self._split, head, row, queries]
-    plgpu.copy_smem_to_gmem(shared.bias, lse)
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.copy_smem_to_gmem(shared.bias.at[0], lse)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   def _fetch_queries(self) -> None:
+    """Begins to fetch the queries and what belongs to them."""
     device, shared = self._device, self._shared
     row, head, queries = self._row, self._head, self._queries
     ready = shared.ready
@@ -210,15 +205,31 @@ class _Block:
     if self._static.rate:
       words = device.words.at[head, row, queries]
       plgpu.copy_gmem_to_smem(words, shared.words, ready)
-    plgpu.barrier_wait(ready)
 
-  def _fetch_rows(self, at: Any) -> None:
+  def _fetch_first(self) -> None:
+    """Begins to fetch all that the first tile needs, but its values."""
+    shared = self._shared
+    # To the values' room, for the time being.
+    self._fetch_rows(self._begin, shared.v, 1, shared.before)
+    self._fetch_rows(self._begin + 1, shared.r, 0, shared.rows)
+    for n in range(2):
+      self._fetch_keys(self._begin + n)
+
+  def _begin_window(self) -> None:
+    """Multiplies with the left half of the first window."""
+    shared = self._shared
+    plgpu.barrier_wait(shared.before)
+    pair = shared.qu, shared.v
+    tiles.with_products([pair], functools.partial(self._keep, 0, 1))
+    tiles.meet()
+    self._fetch_values(self._begin)
+
+  def _fetch_rows(self, at: Any, target: Any, slot: Any, barrier: Any) -> None:
     """Begins to fetch the left half of the window of a tile, and its biases."""
-    some = pl.ds(self._window + at * TILE, TILE)
-    for name in ('r', 'bias'):
-      source = getattr(self._device, name).at[self._head, some]
-      target = getattr(self._shared, name)
-      plgpu.copy_gmem_to_smem(source, target, self._shared.rows)
+    device, rows = self._device, pl.ds(self._window + at * TILE, TILE)
+    plgpu.copy_gmem_to_smem(device.r.at[self._head, rows], target, barrier)
+    bias = self._shared.bias.at[slot]
+    plgpu.copy_gmem_to_smem(device.bias.at[self._head, rows], bias, barrier)
 
   def _fetch_keys(self, at: Any) -> None:
     """Begins to fetch a tile of keys, if it is there."""
@@ -242,10 +253,10 @@ class _Block:
     heads_first = self._static.heads_first
     return tiles.keys(self._head, self._row, at, heads_first)
 
-  def _keep(self, half: Any, result: Any) -> None:
+  def _keep(self, half: Any, slot: Any, result: Any) -> None:
     """Writes products of the queries with rows of the table to the ring."""
     raw = result(0)
-    bias = tiles.in_each_row(self._shared.bias)
+    bias = tiles.in_each_row(self._shared.bias.at[slot])
     slant.keep(self._shared.ring, half, raw + bias)
 
   def _step(self, at: Any, state: tuple) -> tuple:
@@ -258,7 +269,7 @@ class _Block:
     weight = jnp.exp2(score - lax.broadcast_in_dim(more, score.shape, [0]))
     total = total * fade + weight.sum(axis=1)
     if rate:
-      keep = tiles.kept(shared.words, at * TILE, rate)
+      keep = mosaic_dropout.kept(shared.words, at * TILE, rate)
       weight = jnp.where(keep, weight, 0.0)
     acc *= lax.broadcast_in_dim(fade, acc.shape, [0])
     plgpu.barrier_wait(shared.values)
@@ -278,10 +289,13 @@ class _Block:
     plgpu.barrier_wait(shared.keys.at[stage])
 
     def run(result: Any) -> jax.Array:
-      self._keep(1 - stage, result)
+      self._keep(1 - stage, 0, result)
       tiles.meet()
-      more = at + 1 < self._until
-      pl.when(more)(lambda: self._fetch_rows(at + 2))
+
+      @pl.when(at + 1 < self._until)
+      def _():
+        self._fetch_rows(at + 2, shared.r, 0, shared.rows)
+
       position = slant.slanted(shared.ring, stage * TILE).astype(jnp.float32)
       return (result(1) + position) * math.log2(math.e)
 
@@ -304,5 +318,5 @@ class _Block:
     inverse = 1 / (total * (1 - self._static.rate))
     acc *= lax.broadcast_in_dim(inverse, acc.shape, [0])
     shared.qu[...] = acc.astype(jnp.bfloat16)
-    shared.bias[...] = most + jnp.log2(total)
+    shared.bias[0] = most + jnp.log2(total)
     plgpu.commit_smem()

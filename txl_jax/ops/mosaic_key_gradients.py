@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_dropout
 from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
@@ -191,7 +192,7 @@ class _Block:
     for source, target in ((shared.k, device.dk), (shared.v, device.dv)):
       target = target.at[self._row, self._keys, self._head]
       plgpu.copy_smem_to_gmem(source, target)
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   def _window(self, at: Any) -> Any:
     """The row of the table where the window of a block of queries begins."""
@@ -275,7 +276,7 @@ class _Block:
       slope, used = result(1), weight
       if rate:
         words = self._number('words', stage)
-        keep = tiles.kept_by_key(words, self._key, rate)
+        keep = mosaic_dropout.kept_by_key(words, self._key, rate)
         slope = jnp.where(keep, slope / (1 - rate), 0.0)
         used = jnp.where(keep, weight, 0.0)
       dscore = weight * (slope - self._number('mean', stage))

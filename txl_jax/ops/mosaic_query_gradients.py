@@ -212,7 +212,7 @@ class _Block:
       plgpu.copy_smem_to_gmem(shared.k.at[n], target)
     self._blank(0, self._window + self._begin * TILE)
     self._blank(last + TILE, static.n_rows)
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   def _blank(self, low: Any, high: Any) -> None:
     """Writes zeros for rows of the table that no query meets."""

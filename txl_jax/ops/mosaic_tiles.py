@@ -13,7 +13,6 @@ from jax.experimental import pallas as pl
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
-from txl_jax.ops import dropout
 from txl_jax.ops.hopper import KERNEL_TILE as TILE
 
 # How tiles lie in shared memory for products.
@@ -158,24 +157,6 @@ def visible_by_key(first: jax.Array, end: Any, key: Any) -> jax.Array:
   """The same, a row for each key; `first` is in all rows of a tile."""
   at = rows(key)
   return (at <= columns(end)) & (at >= first)
-
-
-def kept(words: Any, key: Any, rate: float) -> jax.Array:
-  """Which weights dropout keeps, [64, 64] (ops/dropout.py), by query.
-
-  Args:
-    words: uint32 in shared memory, of each query.
-    key: the first key of the tile.
-    rate: share of weights that are dropped.
-  """
-  at = columns(key).astype(jnp.uint32)
-  word = lax.broadcast_in_dim(load_rows(words), at.shape, [0])
-  return dropout.kept(word, at, rate)
-
-
-def kept_by_key(words: jax.Array, key: Any, rate: float) -> jax.Array:
-  """The same, a row for each key; `words` are in all rows of a tile."""
-  return dropout.kept(words, rows(key).astype(jnp.uint32), rate)
 
 
 def rows(first: Any) -> jax.Array:

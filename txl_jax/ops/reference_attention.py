@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from txl_jax.ops.dropout import keep_mask
+from txl_jax.ops.dropout import weight_mask
 
 
 def relative_attention(
@@ -62,7 +62,7 @@ def attend(
   probability_BHTK = jax.nn.softmax(jnp.where(visible_BHTK, score_BHTK, lowest))
   probability_BHTK = jnp.where(visible_BHTK, probability_BHTK, 0)
   if dropout_rate > 0:
-    keep_BHTK = keep_mask(dropout_seed, score_BHTK.shape, dropout_rate)
+    keep_BHTK = weight_mask(dropout_seed, score_BHTK.shape, dropout_rate)
     probability_BHTK = jnp.where(
       keep_BHTK, probability_BHTK / (1 - dropout_rate), 0
     )

@@ -100,7 +100,7 @@ def relative_attention(
     scale: of the scores; None = 1 / sqrt(C).
     dropout_rate: share of attention probabilities that are dropped.
     dropout_seed: uint32, needed if the rate is above 0; the mask is the
-      `keep_mask` of [B, H, T, K] in every implementation.
+      `weight_mask` of [B, H, T, K] in every implementation.
     span: keys that a query sees at most, where `first_BT` has it so; None = no
       limit.
     implementation: 'reference' (plain), 'xla' (the same with less memory

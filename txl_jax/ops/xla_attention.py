@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops.alignment import ALIGNMENT, aligned
 from txl_jax.ops.biases import biased
-from txl_jax.ops.dropout import kept, row_index, row_words
+from txl_jax.ops.dropout import row_index, row_words, weight_kept
 
 # Queries that share one product; those before a block's end see fewer keys.
 _BLOCK = None
@@ -226,7 +226,7 @@ def _mark_dropped(
 ) -> jax.Array:
   """Makes the weights that are dropped faint."""
   key_HBTK = jax.lax.broadcasted_iota(jnp.uint32, weight_HBTK.shape, 3)
-  keep_HBTK = kept(word_HBT[..., None], key_HBTK, rate)
+  keep_HBTK = weight_kept(word_HBT[..., None], key_HBTK, rate)
   weight_HBTK = jnp.where(weight_HBTK < _LEAST, 0, weight_HBTK)
   return weight_HBTK * jnp.where(keep_HBTK, 1, _FAINT).astype(weight_HBTK.dtype)
 

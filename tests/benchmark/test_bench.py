@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from txl_jax.benchmark import inference, measure
+from txl_jax.benchmark import inference, measure, scaling
 from txl_jax.benchmark.ceiling import matrix_product_flops
 from txl_jax.benchmark.synthetic import random_batch
 from txl_jax.benchmark.training import memory_errors
@@ -86,10 +86,13 @@ def test_a_measurement(experiment, capsys):
     line['model_tflops'] / reachable, rel=1e-3
   )
   assert (line['ratio'], line['devices']) == (1, jax.device_count())
+  assert line['mesh'] == {'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}
+  assert not {'scaling', 'efficiency'} & line.keys()
   assert line['step_memory_bytes'] > 4 * line['parameters']
   shares = line['breakdown']
-  idle = shares.pop('idle')
-  assert 0 <= idle < 1
+  idle, exchange = shares.pop('idle'), shares.pop('exchange')
+  assert 0 < shares.pop('exposed') <= exchange < 1
+  assert 0 <= idle < 1 - exchange
   assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
   assert min(shares['attention'], shares['softmax']) > 0
   assert shares['feed_forward'] > 0
@@ -136,11 +139,17 @@ def test_commands_of_the_page_are_understood(command, monkeypatch, capsys):
     seen.extend(configs)
     return [{'steps': steps} for _ in configs]
 
+  def note_scaled(
+    config: Config, counts: list[int], steps: int, **_: object
+  ) -> list[dict]:
+    return note([config] * len(counts), steps)
+
   def note_one(config: Config, *sizes: int, **_: object) -> dict:
     seen.append(config)
     return {'steps': sizes[-1]}
 
   monkeypatch.setattr(measure, 'measure_training', note)
+  monkeypatch.setattr(scaling, 'measure_scaling', note_scaled)
   for name in ('measure_evaluation', 'measure_generation'):
     monkeypatch.setattr(inference, name, note_one)
   monkeypatch.chdir(ROOT)

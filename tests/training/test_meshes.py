@@ -1,5 +1,9 @@
-"""Ten updates on meshes of every kind equal those on one device."""
+"""Updates on meshes of every kind equal those on one device.
 
+On GPUs: pytest --noconftest -s tests/training/test_meshes.py
+"""
+
+import dataclasses
 import functools
 import re
 
@@ -39,26 +43,57 @@ CONFIG = Config(
   optimizer=OptimizerConfig(learning_rate=1e-3, average='ema'),
   train=TrainConfig(steps=10, batch_size=8, segment_length=8),
 )
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
+# On Hopper its heads are attended by the kernels.
+WIDE = dataclasses.replace(
+  CONFIG,
+  model=ModelConfig(
+    vocab_size=96,
+    n_layers=2,
+    n_heads=4,
+    d_model=128,
+    d_head=64,
+    d_ff=256,
+    memory_length=128,
+    attention_dropout=0.1,
+    dtype='bfloat16',
+  ),
+  train=TrainConfig(steps=50, batch_size=8, segment_length=128),
+)
+N = jax.device_count()
+BY_AXIS = [(N, 1, 1), (1, N, 1), (1, 1, N)]
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)] if N == 8 else BY_AXIS
+several_devices = pytest.mark.skipif(N == 1, reason='needs several devices')
+several_gpus = pytest.mark.skipif(
+  N == 1 or jax.default_backend() != 'gpu', reason='needs several GPUs'
+)
 
 
 @functools.cache
-def _train(sizes: tuple[int, int, int] | None) -> tuple[list[float], str, dict]:
-  """Losses of ten updates, the compiled text, and the final parameters."""
+def _train(
+  config: Config, sizes: tuple[int, int, int] | None
+) -> tuple[list[float], str, dict]:
+  """Losses of all updates, the compiled text, and the final parameters."""
   if sizes is None:
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
   else:
     mesh = mesh_lib.make_mesh(MeshConfig(*sizes))
-  optimizer = make_optimizer(CONFIG.optimizer, CONFIG.train.steps)
-  init = functools.partial(init_state, CONFIG, optimizer)
+  train = config.train
+  optimizer = make_optimizer(config.optimizer, train.steps)
+  init = functools.partial(init_state, config, optimizer)
   abstract = abstract_state(init, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   state = jax.jit(init, out_shardings=shardings)()
   tokens = np.random.default_rng(0).integers(0, 96, 3000).astype(np.uint16)
-  sizes = dict(batch_size=8, segment_length=8, segments_per_step=1)
-  stream = TrainStream(tokens, None, **sizes)
-  batches = [place(mesh, stream[i], 8) for i in range(10)]
-  step, losses = compile_step(CONFIG, optimizer, mesh, state, batches[0]), []
+  rows, length = train.batch_size, train.segment_length
+  stream = TrainStream(
+    tokens, None, batch_size=rows, segment_length=length, segments_per_step=1
+  )
+  batches = [place(mesh, stream[i], rows) for i in range(train.steps)]
+  # GPUs would round operands of float32 to fewer bits.
+  exact = 'highest' if config.model.dtype == 'float32' else None
+  with jax.default_matmul_precision(exact):
+    step = compile_step(config, optimizer, mesh, state, batches[0])
+  losses = []
   for batch in batches:
     state, metrics = step(state, batch)
     losses.append(float(metrics['loss_sum']))
@@ -69,21 +104,34 @@ def _train(sizes: tuple[int, int, int] | None) -> tuple[list[float], str, dict]:
 
 
 @pytest.mark.slow
+@several_devices
 @pytest.mark.parametrize('sizes', MESHES)
 def test_ten_updates_are_those_of_one_device(sizes):
-  losses, _, _ = _train(sizes)
-  np.testing.assert_allclose(losses, _train(None)[0], rtol=1e-5)
+  losses, _, _ = _train(CONFIG, sizes)
+  np.testing.assert_allclose(losses, _train(CONFIG, None)[0], rtol=1e-5)
   assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow
+@several_gpus
+@pytest.mark.parametrize('sizes', BY_AXIS)
+def test_updates_in_bfloat16_are_nearly_those_of_one_gpu(sizes):
+  losses, alone = (np.array(_train(WIDE, s)[0]) for s in (sizes, None))
+  largest = np.max(np.abs(losses - alone) / alone)
+  print(f'\nmesh {sizes}: largest relative difference {largest:.1e}')
+  assert largest < 2e-2
+  assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@several_devices
 def test_without_fsdp_no_parameter_is_gathered():
   # Rows alone divide: every device has all parameters already.
-  assert 'all-gather' not in _train((8, 1, 1))[1]
+  assert 'all-gather' not in _train(CONFIG, (N, 1, 1))[1]
   # Heads, inner width and vocabulary divide: none is put together.
-  _, text, params = _train((1, 1, 8))
-  gathered = re.findall(r'= \w+\[([\d,]+)\]\S* all-gather\(', text)
+  _, text, params = _train(CONFIG, (1, 1, N))
+  results = re.findall(r'= (.*) all-gather(?:-start)?\(', text)
   of_layers = {leaf.shape[1:] for leaf in jax.tree.leaves(params['layers'])}
   matrices = {shape for shape in of_layers if len(shape) > 1}
-  for shape in gathered:
+  for shape in re.findall(r'\[([\d,]+)\]', ' '.join(results)):
     assert tuple(map(int, shape.split(','))) not in matrices, shape

@@ -4,13 +4,16 @@ import collections
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
 
+from txl_jax.benchmark.collectives import collective_names
 from txl_jax.benchmark.parts import PARTS, REST, parts_by_instruction
 from txl_jax.errors import InputError
+
+DEVICE = '/device:'  # how the planes of accelerators in a trace are named
 
 
 class Event(NamedTuple):
@@ -44,8 +47,7 @@ def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:
     hlo: its text.
 
   Returns:
-    For each part and `rest` its share of the device's busy time, and `idle`,
-    the share of the elapsed time in which nothing ran on the device.
+    What `summarise` finds.
 
   Raises:
     InputError: if the trace has no instruction of the step.
@@ -60,7 +62,7 @@ def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:
     devices = read_events(path, parts)
   if not devices:
     raise InputError('--breakdown: the profiler saw nothing of the step here')
-  return summarise(devices, parts)
+  return summarise(devices, parts, collective_names(hlo))
 
 
 def read_events(path: pathlib.Path, known: Iterable[str]) -> list[list[Event]]:
@@ -71,54 +73,86 @@ def read_events(path: pathlib.Path, known: Iterable[str]) -> list[list[Event]]:
     known: names of instructions.
   """
   known = set(known)
+  found = collections.defaultdict(list)
   with warnings.catch_warnings():
     # Of jaxlib's own about its types, on Python 3.12.
     warnings.simplefilter('ignore', DeprecationWarning)
-    planes = {
-      plane.name: [
-        event
-        for line in plane.lines
-        for event in map(_event, line.events)
-        if event.instruction in known
-      ]
-      for plane in jax.profiler.ProfileData.from_file(str(path)).planes
-    }
-  on_device = [e for name, e in planes.items() if name.startswith('/device:')]
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+      for each in (each for line in plane.lines for each in line.events):
+        stats = dict(each.stats)
+        event = _event(each, stats)
+        if event.instruction in known:
+          found[_device(plane.name, stats)].append(event)
+  on_device = [e for name, e in found.items() if name.startswith(DEVICE)]
   # A CPU's instructions are on the host's plane.
-  chosen = on_device if any(on_device) else planes.values()
-  return [events for events in chosen if events]
+  return on_device or list(found.values())
 
 
-def _event(event: Any) -> Event:
+def _device(plane: str, stats: dict[str, Any]) -> str:
+  """Accelerators have planes of their own, those of a CPU share the host's."""
+  if plane.startswith(DEVICE):
+    return plane
+  return f'{plane} {stats.get("device_ordinal")}'
+
+
+def _event(event: Any, stats: dict[str, Any]) -> Event:
   """GPUs and CPUs have the instruction beside the event, TPUs as its name."""
-  name = dict(event.stats).get('hlo_op') or event.name
+  name = stats.get('hlo_op') or event.name
   instruction = name.split(' ')[0].lstrip('%')
   return Event(instruction, event.start_ns, event.duration_ns)
 
 
 def summarise(
-  devices: list[list[Event]], parts: dict[str, str]
+  devices: list[list[Event]],
+  parts: dict[str, str],
+  exchanges: Collection[str] = (),
 ) -> dict[str, float]:
-  """Shares of the parts in the busy time, and of idleness in the elapsed one.
+  """Shares of the parts in the busy time, and what devices wait for.
 
   Args:
     devices: the events of each.
     parts: instruction -> part.
+    exchanges: the instructions that are collectives. They are in no part, so
+      that parts are comparable with those of a single device.
+
+  Returns:
+    For each part and `rest` its share of the busy time of all devices. Then
+    shares of the elapsed time, averaged over devices: `idle`, in which nothing
+    runs on a device, and if there are several, `exchange`, in which a
+    collective does, and `exposed`, in which nothing else does.
   """
   spent = collections.Counter()
   for event in (event for events in devices for event in events):
-    spent[parts[event.instruction]] += event.duration
+    if event.instruction not in exchanges:
+      spent[parts[event.instruction]] += event.duration
   total = sum(spent.values())
   shares = {part: spent[part] / total for part in (*PARTS, REST)}
-  idle = sum(map(_idle, devices)) / len(devices)
-  return {name: round(x, 4) for name, x in (shares | {'idle': idle}).items()}
+  times = [_times(events, exchanges) for events in devices]
+  names = ('idle', 'exchange', 'exposed') if len(devices) > 1 else ('idle',)
+  for name in names:
+    shares[name] = sum(found[name] for found in times) / len(devices)
+  return {name: round(share, 4) for name, share in shares.items()}
 
 
-def _idle(events: list[Event]) -> float:
-  """Share of the time from first to last event in which none runs."""
-  first = end = min(event.start for event in events)
-  idle = 0.0
+def _times(events: list[Event], exchanges: Collection[str]) -> dict[str, float]:
+  """Shares of the time from first to last event of a device."""
+  first = min(event.start for event in events)
+  last = max(event.start + event.duration for event in events)
+  sent = [event for event in events if event.instruction in exchanges]
+  others = [event for event in events if event.instruction not in exchanges]
+  idle = _gaps(events, first, last)
+  elapsed = (last - first) or 1.0
+  return {
+    'idle': idle / elapsed,
+    'exchange': 1 - _gaps(sent, first, last) / elapsed,
+    'exposed': (_gaps(others, first, last) - idle) / elapsed,
+  }
+
+
+def _gaps(events: list[Event], first: float, last: float) -> float:
+  """The time from first to last in which none of the events runs."""
+  gaps, end = 0.0, first
   for event in sorted(events, key=lambda event: event.start):
-    idle += max(event.start - end, 0)
+    gaps += max(event.start - end, 0)
     end = max(end, event.start + event.duration)
-  return idle / (end - first) if end > first else 0.0
+  return gaps + last - end

@@ -67,6 +67,31 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
   return sorted(exchanges, key=lambda exchange: -exchange.sent)
 
 
+def collective_names(text: str) -> set[str]:
+  """Names of the instructions that exchange, in the text of a program.
+
+  Of an asynchronous exchange both its start and its end, at which a device may
+  wait.
+  """
+  program = Program(text)
+  wrapped = {
+    name
+    for name, own in program.computations.items()
+    if any(map(_exchanges, own))
+  }
+  return {
+    name.removeprefix('%')
+    for name, each in program.named.items()
+    if _exchanges(each)
+    or (each.opcode == 'async-start' and wrapped.intersection(each.callees()))
+  }
+
+
+def _exchanges(each: Instruction) -> bool:
+  kind = each.opcode.removesuffix('-start').removesuffix('-done')
+  return kind in _KINDS
+
+
 def _payload(each: Instruction, kind: str, group_size: int) -> float:
   sizes = [array.size for array in each.arrays]
   begun = each.opcode.endswith('-start')

@@ -17,13 +17,19 @@ Say = Callable[[str], None]
 
 
 def measure_training(
-  configs: list[Config], steps: int, *, breakdown: bool, say: Say
+  configs: list[Config],
+  steps: int,
+  *,
+  mesh: Mesh | None = None,
+  breakdown: bool,
+  say: Say,
 ) -> Iterator[dict]:
   """Measures training steps of several configurations in turns.
 
   Args:
     configs: what is compared; most often there is one.
     steps: to measure of each.
+    mesh: None = as the first configuration says, of all devices.
     breakdown: whether to trace where the time goes.
     say: receives lines of progress.
 
@@ -35,7 +41,7 @@ def measure_training(
     InputError: if the rows do not divide among the devices, or do not fit into
       their memory.
   """
-  mesh = make_mesh(configs[0].mesh)
+  mesh = mesh or make_mesh(configs[0].mesh)
   subjects = [_start(config, mesh, say) for config in configs]
   say(f'measuring {steps} steps')
   seconds = time_steps(subjects, steps)
@@ -52,7 +58,7 @@ def measure_training(
     line = lines.rounded(line)
     line['peak_memory_bytes'] = peak
     line['step_memory_bytes'] = subject.step_memory()
-    line |= lines.machine(mesh)
+    line |= {'mesh': dict(mesh.shape), **lines.machine(mesh)}
     if breakdown:
       name = implementation(subject.config.model)
       line['breakdown'] = lines.time_by_part(subject, name, say)

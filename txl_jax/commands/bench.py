@@ -6,8 +6,9 @@ to the standard error.
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from txl_jax.commands.arguments import (
   Commands,
@@ -26,10 +27,13 @@ TRAIN = """examples:
   txl bench train --config=experiments/wt103_large.py --batch=16 --breakdown \\
     --config.model.dtype=bfloat16
   txl bench train --config=experiments/enwik8_base.py --compare=xla,reference
+  txl bench train --config=experiments/enwik8_large.py --batch=16 \\
+    --config.model.dtype=bfloat16 --devices=1,2,4,8
 
 No text is needed: ids are random, as frequent as words are. --compare sets
-config.model.attention_implementation, once for each name. The fields that are
-printed are explained in docs/performance.md.
+config.model.attention_implementation, once for each name. --devices measures
+on the first devices, once for each number, with the mesh of config.mesh. The
+fields that are printed are explained in docs/performance.md.
 """
 EVAL = """examples:
   txl bench eval --config=experiments/enwik8_large.py --batch=16 \\
@@ -65,6 +69,12 @@ def add_bench(commands: Commands) -> None:
   add('--steps', type=int, default=20, help='to measure (default 20)')
   add('--batch', type=int, help="rows (default: the experiment's)")
   add('--compare', metavar='A,B', help='attention implementations, in turns')
+  add('--devices', metavar='N,N', help='numbers of them (default: all at once)')
+  add(
+    '--scaling',
+    choices=('weak', 'strong'),
+    help='with --devices: rows grow with them (weak, default), or stay',
+  )
   add = _add_kind(kinds, 'eval', bench_eval, 'evaluation', EVAL)
   add('--steps', type=int, default=20, help='of some segments (default 20)')
   add('--batch', type=int, help='rows (default: config.eval.batch_size)')
@@ -102,6 +112,16 @@ def bench_train(arguments: argparse.Namespace, rest: list[str]) -> int:
   """
   _check(arguments, 'steps')
   rest = _with_fields(rest, {'train.batch_size': arguments.batch})
+  measured = _compared if arguments.devices is None else _scaled
+  for line in measured(arguments, rest):
+    _print(arguments, line)
+  return 0
+
+
+def _compared(arguments: argparse.Namespace, rest: list[str]) -> Iterator[dict]:
+  """A line for each implementation."""
+  if arguments.scaling is not None:
+    raise InputError('--scaling needs --devices')
   variants = [[]]
   if arguments.compare is not None:
     field = '--config.model.attention_implementation'
@@ -111,11 +131,45 @@ def bench_train(arguments: argparse.Namespace, rest: list[str]) -> int:
   ]
   from txl_jax.benchmark.measure import measure_training
 
-  for line in measure_training(
+  return measure_training(
     configs, arguments.steps, breakdown=arguments.breakdown, say=_say
-  ):
-    _print(arguments, line)
-  return 0
+  )
+
+
+def _scaled(arguments: argparse.Namespace, rest: list[str]) -> Iterator[dict]:
+  """A line for each number of devices."""
+  if arguments.compare is not None:
+    raise InputError('--compare and --devices do not go together')
+  counts = _counts(arguments.devices)
+  config = read_config(arguments.config, rest)
+  from txl_jax.benchmark.scaling import measure_scaling
+
+  return measure_scaling(
+    config,
+    counts,
+    arguments.steps,
+    scaling=arguments.scaling or 'weak',
+    breakdown=arguments.breakdown,
+    say=_say,
+  )
+
+
+def _counts(text: str) -> list[int]:
+  """The numbers of --devices.
+
+  Raises:
+    InputError: for what is no list of different numbers.
+  """
+  words = text.split(',')
+  if not all(re.fullmatch(r'0*[1-9]\d*', word, re.ASCII) for word in words):
+    raise InputError(
+      '--devices must be whole numbers of at least 1, such as 1,2,4, found '
+      f'{text!r}'
+    )
+  counts = [int(word) for word in words]
+  if len(set(counts)) < len(counts):
+    raise InputError(f'--devices must be different numbers, found {text!r}')
+  return counts
 
 
 def bench_eval(arguments: argparse.Namespace, rest: list[str]) -> int:

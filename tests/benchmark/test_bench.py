@@ -68,8 +68,8 @@ def test_a_measurement(experiment, capsys):
   milliseconds = line['milliseconds']
   assert line['milliseconds_fastest'] <= milliseconds
   assert milliseconds <= line['milliseconds_slowest']
-  speed = line['tokens_per_second']
-  assert speed == pytest.approx(16 * 4 / milliseconds * 1e3, rel=1e-3)
+  speed, queued = line['tokens_per_second'], line['milliseconds_queued']
+  assert speed == pytest.approx(16 * 4 / queued * 1e3, rel=1e-3)
   model = ModelConfig(
     vocab_size=300,
     n_layers=2,
@@ -98,12 +98,22 @@ def test_a_measurement(experiment, capsys):
   assert shares['feed_forward'] > 0
 
 
+def test_several_updates_in_a_call(experiment, capsys):
+  (line,), said = _bench(
+    capsys, experiment, '--steps=1', '--config.train.steps_per_call=2'
+  )
+  assert 'memory filled in 6 steps' in said
+  # A call of two updates has read twice as many tokens.
+  reading = 8 * 4 / line['milliseconds_queued'] * 1e3
+  assert line['tokens_per_second'] == pytest.approx(reading, rel=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHOICE, reason='there is one implementation')
 def test_a_comparison(experiment, capsys):
   lines, _ = _bench(capsys, experiment, '--compare=reference,xla', '--steps=1')
   assert [line['implementation'] for line in lines] == ['reference', 'xla']
-  first, second = (line['milliseconds'] for line in lines)
+  first, second = (line['milliseconds_queued'] for line in lines)
   assert lines[1]['ratio'] == pytest.approx(first / second, rel=1e-3)
 
 

@@ -11,12 +11,12 @@ from txl_jax.ops import cached_attention as lib
 from txl_jax.ops import (
   mosaic_attention,
   mosaic_decoding,
-  mosaic_forward,
+  mosaic_ranges,
   mosaic_tiles,
 )
 from txl_jax.ops.cached_attention import Slots, cached_attention, pad_table
 
-TILE = mosaic_forward.TILE
+TILE = mosaic_tiles.TILE
 CASES = {
   # H, B, T, C, slots, where the queries begin
   'a segment': (2, 3, 128, 64, 448, 300),
@@ -65,7 +65,7 @@ def test_tiles_hold_what_is_seen_and_windows_its_distances(case):
   n_blocks = -(-T // TILE)
   padded_BT = jnp.pad(first_BT, ((0, 0), (0, n_blocks * TILE - T)), mode='edge')
   n_splits = 3
-  tiles = mosaic_forward.tiles_of(padded_BT, slots.end, T, L, n_splits)
+  tiles = mosaic_ranges.tiles_of(padded_BT, slots.end, T, L, n_splits)
   r_WHC = jnp.arange(float(L))[::-1, None, None] * jnp.ones((1, 1, 8))
   table, start = mosaic_attention._table(pad_table(r_WHC), L, slots.end)
   assert start % 8 == 0

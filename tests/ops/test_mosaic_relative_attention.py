@@ -16,6 +16,7 @@ from txl_jax.ops import (
   mosaic_forward,
   mosaic_key_gradients,
   mosaic_query_gradients,
+  mosaic_ranges,
   mosaic_slant,
   mosaic_tiles,
 )
@@ -131,7 +132,7 @@ def _assert_as_close_as_xla(case, slack=1.15):
 
 def test_blocks_of_queries_that_see_some_tiles_of_keys():
   tiles_IS3 = [[[0, 3, 0]], [[1, 4, 1]], [[1, 5, 1]], [[5, 5, 5]]]
-  ranges = mosaic_key_gradients.query_ranges(jnp.array([tiles_IS3]), 6)
+  ranges = mosaic_ranges.query_ranges(jnp.array([tiles_IS3]), 6)
   expected = [[0, 1], [0, 3], [0, 3], [1, 3], [2, 3], [0, 0]]
   assert ranges.tolist() == [expected]
 

@@ -1,6 +1,5 @@
 """A measurement of training: from configurations to what is reported."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,7 +7,7 @@ from jax.sharding import Mesh
 
 from txl_jax.benchmark import lines
 from txl_jax.benchmark.ceiling import matrix_product_flops
-from txl_jax.benchmark.training import Subject, time_steps
+from txl_jax.benchmark.training import Subject, time_queued, time_steps
 from txl_jax.config import Config, ModelConfig
 from txl_jax.model.operations import training_operations_per_token
 from txl_jax.parallel.mesh import make_mesh
@@ -43,17 +42,19 @@ def measure_training(
   """
   mesh = mesh or make_mesh(configs[0].mesh)
   subjects = [_start(config, mesh, say) for config in configs]
-  say(f'measuring {steps} steps')
+  say(f'measuring {steps} steps, each waited for, and as many queued')
   seconds = time_steps(subjects, steps)
+  queued = [time_queued(subject, steps) for subject in subjects]
   # The allocator knows one peak for the whole process.
   peak = lines.peak_memory(mesh) if len(configs) == 1 else None
   ceiling = matrix_product_flops(mesh.devices.flat[0])
-  for subject, taken in zip(subjects, seconds):
+  for subject, taken, one in zip(subjects, seconds, queued):
     line = {
       **_sizes(subject),
-      **lines.times(taken),
-      **_speeds(subject, taken, mesh, ceiling),
-      'ratio': statistics.median(seconds[0]) / statistics.median(taken),
+      **lines.times(taken, parts=subject.updates),
+      'milliseconds_queued': 1e3 * one / subject.updates,
+      **_speeds(subject, one / subject.updates, mesh, ceiling),
+      'ratio': queued[0] / one,
     }
     line = lines.rounded(line)
     line['peak_memory_bytes'] = peak
@@ -70,7 +71,8 @@ def _start(config: Config, mesh: Mesh, say: Say) -> Subject:
   name, began = implementation(config.model), time.monotonic()
   subject = Subject(config, mesh)
   say(f'{name}: compiled in {time.monotonic() - began:.0f} s')
-  say(f'{name}: memory filled in {subject.warm_up()} steps')
+  calls = subject.warm_up()
+  say(f'{name}: memory filled in {calls * subject.updates} steps')
   return subject
 
 
@@ -92,18 +94,18 @@ def _sizes(subject: Subject) -> dict:
 
 
 def _speeds(
-  subject: Subject, seconds: list[float], mesh: Mesh, ceiling: float
+  subject: Subject, seconds: float, mesh: Mesh, ceiling: float
 ) -> dict:
   """Of all devices together, and how well they are used.
 
   Args:
     subject: what was measured.
-    seconds: of each step.
+    seconds: of a step.
     mesh: the devices.
     ceiling: operations a second of a matrix product on one of them.
   """
   train = subject.config.train
-  tokens_per_second = subject.tokens / statistics.median(seconds)
+  tokens_per_second = subject.tokens / seconds
   flops = tokens_per_second * training_operations_per_token(
     subject.config.model,
     batch_size=train.batch_size,

@@ -1,6 +1,7 @@
 """The train step as training runs it, on random text, with the clock on."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -56,8 +57,10 @@ class Subject:
     with memory_errors(config):
       shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
       self._state = jax.jit(init, out_shardings=shardings)()
+      segments = config.train.segments_per_step * self.updates
+      train = dataclasses.replace(config.train, segments_per_step=segments)
       batches = [
-        random_batch(config.model.vocab_size, config.train, seed)
+        random_batch(config.model.vocab_size, train, seed)
         for seed in range(N_BATCHES)
       ]
       by_rows = mesh_lib.by_rows(mesh, batches[0])
@@ -71,6 +74,11 @@ class Subject:
     self._batches = itertools.cycle(batches)
 
   @property
+  def updates(self) -> int:
+    """Steps in a call of the compiled program."""
+    return self.config.train.steps_per_call
+
+  @property
   def tokens(self) -> int:
     """Tokens that a step reads."""
     train = self.config.train
@@ -82,20 +90,20 @@ class Subject:
     """How many the model has."""
     return sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
 
-  def run(self, steps: int) -> None:
-    """Runs steps one after the other, then waits for the last."""
+  def run(self, calls: int) -> None:
+    """Calls the program again and again, then waits for the last call."""
     with memory_errors(self.config):
-      for _ in range(steps):
+      for _ in range(calls):
         self._state, metrics = self.compiled(self._state, next(self._batches))
       jax.block_until_ready((self._state, metrics))
 
   def warm_up(self) -> int:
-    """Runs until the memory is full, three steps at least; says how many."""
+    """Calls until the memory is full, three times at least; says how often."""
     train, memory = self.config.train, self.config.model.memory_length
-    read = train.segment_length * train.segments_per_step
-    steps = max(3, math.ceil(memory / read))
-    self.run(steps)
-    return steps
+    read = train.segment_length * train.segments_per_step * self.updates
+    calls = max(3, math.ceil(memory / read))
+    self.run(calls)
+    return calls
 
   def step_memory(self) -> int | None:
     """Bytes that XLA plans for a step on one device, its state included."""
@@ -107,9 +115,9 @@ class Subject:
 
 
 def time_steps(subjects: list[Subject], steps: int) -> list[list[float]]:
-  """Seconds of each step of each subject, who take turns.
+  """Seconds of each call of each subject, who take turns.
 
-  Each step is waited for, so that the time to launch it counts.
+  Each is waited for, so that the time to launch it counts.
   """
   seconds = [[] for _ in subjects]
   for _ in range(steps):
@@ -118,6 +126,14 @@ def time_steps(subjects: list[Subject], steps: int) -> list[list[float]]:
       subject.run(1)
       taken.append(time.perf_counter() - began)
   return seconds
+
+
+def time_queued(subject: Subject, calls: int) -> float:
+  """Seconds of a call if the next is launched meanwhile, as in training."""
+  subject.run(1)
+  began = time.perf_counter()
+  subject.run(calls)
+  return (time.perf_counter() - began) / calls
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from jax import lax
 from txl_jax.ops.alignment import ALIGNMENT, pad
 from txl_jax.ops.biases import bias_of_rows
 from txl_jax.ops.mosaic_decoding import decode
-from txl_jax.ops.mosaic_forward import forward, tiles_of
+from txl_jax.ops.mosaic_forward import forward
+from txl_jax.ops.mosaic_ranges import tiles_of
 from txl_jax.ops.mosaic_tiles import TILE
 
 # Keys are divided among more blocks where there are fewer than a GPU can run.

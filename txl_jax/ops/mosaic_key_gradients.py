@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from txl_jax.ops import mosaic_dropout
 from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
+from txl_jax.ops.mosaic_ranges import query_ranges
 from txl_jax.ops.mosaic_tiles import TILE
 
 _LOWEST = -1e30
@@ -92,21 +93,6 @@ def key_gradients(
 
 def _bits(x: jax.Array, dtype: Any) -> jax.Array:
   return lax.bitcast_convert_type(x, dtype)
-
-
-def query_ranges(tiles_BIS3: jax.Array, n_tiles: int) -> jax.Array:
-  """First block of queries that sees each tile of keys, and after the last.
-
-  int32 [B, J, 2]; equal if there is none.
-  """
-  begin_BI1, until_BI1 = (tiles_BIS3[:, :, 0, n, None] for n in range(2))
-  tile_J = jnp.arange(n_tiles)
-  seen_BIJ = (begin_BI1 <= tile_J) & (tile_J < until_BI1)
-  n_blocks = seen_BIJ.shape[1]
-  any_BJ = seen_BIJ.any(1)
-  low_BJ = jnp.where(any_BJ, seen_BIJ.argmax(1), 0)
-  high_BJ = jnp.where(any_BJ, n_blocks - seen_BIJ[:, ::-1].argmax(1), 0)
-  return jnp.stack([low_BJ, high_BJ], axis=-1).astype(jnp.int32)
 
 
 class _Static(NamedTuple):

@@ -19,9 +19,10 @@ from txl_jax.ops import dropout, shards
 from txl_jax.ops.alignment import pad_last
 from txl_jax.ops.biases import bias_of_rows, biased, excess
 from txl_jax.ops.hopper import KERNEL_WIDTHS
-from txl_jax.ops.mosaic_forward import forward, tiles_of
+from txl_jax.ops.mosaic_forward import forward
 from txl_jax.ops.mosaic_key_gradients import key_gradients
 from txl_jax.ops.mosaic_query_gradients import query_gradients
+from txl_jax.ops.mosaic_ranges import tiles_of
 from txl_jax.ops.mosaic_tiles import TILE
 
 

@@ -1,6 +1,8 @@
 """The kernels of training, interpreted, and as they are on a Hopper GPU."""
 
 import functools
+import math
+import re
 
 import interpreted_tiles
 import jax
@@ -149,8 +151,8 @@ def test_it_compiles_for_an_h200(C, rate, monkeypatch):
   from jax._src.mesh import AbstractDevice, use_abstract_mesh
 
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  case = (1, 64, 64, 1, C, rate, None)
-  operands, (first_BT, _) = _operands(case)
+  B, T, M, H = 1, 192, 192, 1
+  operands, (first_BT, _) = _operands((B, T, M, H, C, rate, None))
 
   def loss(*operands):
     return relative_attention(
@@ -160,11 +162,26 @@ def test_it_compiles_for_an_h200(C, rate, monkeypatch):
       implementation='mosaic_gpu',
     ).sum()
 
-  device = AbstractDevice('NVIDIA H200', None, 'gpu')
-  with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-    traced = jax.jit(jax.grad(loss, argnums=tuple(range(7)))).trace(*operands)
-    lowered = traced.lower(lowering_platforms=('cuda',))
-  assert lowered.as_text().count('custom_call @mosaic_gpu') == 3
+  def text_of(function):
+    device = AbstractDevice('NVIDIA H200', None, 'gpu')
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+      traced = jax.jit(function).trace(*operands)
+      return traced.lower(lowering_platforms=('cuda',)).as_text()
+
+  forward = text_of(loss)
+  both = text_of(jax.grad(loss, argnums=tuple(range(7))))
+  assert forward.count('custom_call @mosaic_gpu') == 1
+  assert both.count('custom_call @mosaic_gpu') == 3
+  # Arrays of the size of the scores: none forward, none in float32 backward.
+  n_scores = B * H * T * (M + T)
+  assert not _as_large_as(n_scores, forward)
+  assert {kind for _, kind in _as_large_as(n_scores, both)} == {'bf16'}
+
+
+def _as_large_as(size, text):
+  """Shapes and types of the arrays in a program that have so many elements."""
+  found = set(re.findall(r'tensor<((?:\d+x)+)(\w+)>', text))
+  return {x for x in found if math.prod(map(int, x[0].split('x')[:-1])) >= size}
 
 
 @new_enough

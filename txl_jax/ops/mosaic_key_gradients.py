@@ -83,6 +83,8 @@ def key_gradients(
   L = k_BLHC.shape[1]
   numbers = [lse_HBT, mean_HBT, jnp.broadcast_to(first_BT, (H, B, T))]
   numbers += [] if words_HBT is None else [words_HBT]
+  # Else XLA would sum up the means where it stacks, several times as slow.
+  numbers = lax.optimization_barrier(numbers)
   numbers_HBXT = jnp.stack([_bits(x, jnp.uint32) for x in numbers], axis=2)
   ranges_BJ2 = query_ranges(tiles_BIS3, L // TILE)
   return _kernel(H, B, T, L, C, _Static(end, start, rate))(

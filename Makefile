@@ -24,7 +24,8 @@ test-full: $(VENV)/installed-dev
 # Interpreting kernels for GPUs needs JAX 0.11 and Python 3.12: PYTHON=...
 test-kernels: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) tests/ops/test_mosaic_attention.py \
-	  tests/ops/test_mosaic_relative_attention.py
+	  tests/ops/test_mosaic_relative_attention.py \
+	  tests/ops/test_mosaic_dropout.py
 
 # Compiling for TPUs needs their compiler, and no TPU.
 test-tpu: $(VENV)/installed-dev

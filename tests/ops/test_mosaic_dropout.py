@@ -1,4 +1,4 @@
-"""The inline code of dropout in kernels, thread by thread, in plain integers."""
+"""The inline code of dropout in kernels, thread by thread, by integers."""
 
 import types
 

@@ -33,7 +33,7 @@ def rows_of(value):
 
 
 def meet():
-  pass
+  plgpu.commit_smem()  # the nearest that the detector of races knows
 
 
 def load(source):

@@ -110,7 +110,9 @@ def interpreted(monkeypatch):
   caches = *(module._kernel for module in kernels), lib._once_a_layer
   for cache in caches:
     cache.cache_clear()
-  with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+  with plgpu.force_gpu_interpret_mode(
+    plgpu.InterpretGPUParams(detect_races=True)
+  ):
     yield
   for cache in caches:
     cache.cache_clear()
@@ -119,9 +121,11 @@ def interpreted(monkeypatch):
 @new_enough
 @pytest.mark.slow
 @pytest.mark.parametrize('case', SMALL.values(), ids=SMALL)
-def test_values_and_gradients_interpreted(case, interpreted):
+def test_values_and_gradients_interpreted(case, interpreted, capfd):
   # How a CPU rounds products of bfloat16 depends on the CPU.
   _assert_as_close_as_xla(case, slack=1.3)
+  # No copy overwrites what may still be read, and nothing is read too soon.
+  assert 'RACE DETECTED' not in capfd.readouterr().out
 
 
 def _assert_as_close_as_xla(case, slack=1.15):

@@ -217,8 +217,9 @@ class _Block:
     plgpu.barrier_wait(shared.loaded.at[stage])
     plgpu.barrier_wait(shared.rows.at[stage])
     self._multiply_with_table(stage)
-    # All have written, and what the step before has written is on its way.
+    # What the step before has written is on its way, and its room free.
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    tiles.meet()
     more = at + 1 < self._high
     pl.when(more)(lambda: self._fetch_rows(at + 1, 1 - stage))
     used, dscore = self._gradients(at, stage)

@@ -136,7 +136,7 @@ for sizes in ((-1, 1, 1), (2, 2, 2), (1, 1, 8)):
   # In one piece: what Gloo says comes in between.
   print(' '.join(map(str, ('rows', *found))) + '\\n', end='', flush=True)
 processes.barrier('ready')
-print('ready', flush=True)
+print('ready\\n', end='', flush=True)
 step = 0
 while not processes.stop_requested(step):
   step += 1
@@ -173,8 +173,8 @@ def _wait_until_ready(process: subprocess.Popen) -> list[str]:
   """What it has printed about rows until then."""
   lines = []
   for line in process.stdout:
-    if 'ready\n' in line:
-      # What Gloo says may stand before it in a line.
+    if 'ready' in line:
+      # What Gloo says may stand beside it in a line.
       return [line[line.index('rows') :] for line in lines if 'rows' in line]
     lines.append(line)
   pytest.fail(''.join(lines))
@@ -208,7 +208,7 @@ from txl_jax.parallel import processes
 processes.start_processes(preemption=True)
 import jax
 assert jax.process_count() == 1 and jax.device_count() == 2
-print('ready', flush=True)
+print('ready\\n', end='', flush=True)
 step = 0
 while not processes.stop_requested(step):
   step += 1

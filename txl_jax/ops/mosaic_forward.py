@@ -17,7 +17,6 @@ that, (v - u) . r, is a number for each row of the table.
 
 import functools
 import math
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -93,14 +92,9 @@ def _kernel(
 ) -> Any:
   static = _Static(n_splits, rate, heads_first)
   names = (*(_READ if rate else _READ[:-1]), *_WRITTEN)
-
-  def body(*arrays: Any, **shared: Any) -> None:
-    device = SimpleNamespace(**dict(zip(names, arrays, strict=True)))
-    _Block(static, device, SimpleNamespace(**shared)).run()
-
   tile = functools.partial(tiles.shared_tile, C)
   return plgpu.kernel(
-    body,
+    _Block.body(static, names),
     out_type=(
       jax.ShapeDtypeStruct((n_splits, B, T, H, C), jnp.bfloat16),
       jax.ShapeDtypeStruct((n_splits, H, B, T), jnp.float32),
@@ -122,25 +116,14 @@ def _kernel(
   )
 
 
-class _Block:
+class _Block(tiles.Block):
   """A block of the kernel: 64 queries, and the tiles of a split."""
 
-  def __init__(
-    self, static: _Static, device: SimpleNamespace, shared: SimpleNamespace
-  ):
-    """Finds out which block this is.
-
-    Args:
-      static: what is known beforehand.
-      device: arrays on the device.
-      shared: memory of the block.
-    """
-    self._static, self._device, self._shared = static, device, shared
-    block, row = lax.axis_index('queries'), lax.axis_index('row')
-    self._head, self._queries = (
-      lax.axis_index('head'),
-      pl.ds(block * TILE, TILE),
-    )
+  def __init__(self, *given: Any):
+    super().__init__(*given)
+    static, device = self._static, self._device
+    block, row = lax.axis_index('queries'), self._row
+    self._queries = pl.ds(block * TILE, TILE)
     self._row = lax.div(row, static.n_splits)
     self._split = lax.rem(row, static.n_splits)
     found = [device.tiles[self._row, block, self._split, n] for n in range(3)]

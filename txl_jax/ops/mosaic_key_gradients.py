@@ -14,7 +14,6 @@ the next the window moves by 64 rows: half of it is there already.
 
 import functools
 import math
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +31,7 @@ from txl_jax.ops.mosaic_tiles import TILE
 _LOWEST = -1e30
 # Arrays on the device: what the kernel reads, and what it writes.
 _READ = ('qu', 'dout', 'k', 'v', 'r', 'bias', 'numbers', 'tiles', 'ranges')
-_WRITTEN = ('dk', 'dv', 'dscore')
+_ARRAYS = (*_READ, 'dk', 'dv', 'dscore')
 # Numbers of each query, in one array so that they come at once.
 _NUMBERS = dict(
   lse=jnp.float32, mean=jnp.float32, first=jnp.int32, words=jnp.uint32
@@ -107,15 +106,10 @@ class _Static(NamedTuple):
 
 @functools.cache
 def _kernel(H: int, B: int, T: int, L: int, C: int, static: _Static) -> Any:
-  def body(*arrays: Any, **shared: Any) -> None:
-    names = *_READ, *_WRITTEN
-    device = SimpleNamespace(**dict(zip(names, arrays, strict=True)))
-    _Block(static, device, SimpleNamespace(**shared)).run()
-
   tile = functools.partial(tiles.shared_tile, C)
   n_numbers = len(_NUMBERS) if static.rate else len(_NUMBERS) - 1
   return plgpu.kernel(
-    body,
+    _Block.body(static, _ARRAYS),
     out_type=(
       *[jax.ShapeDtypeStruct((B, L, H, C), jnp.bfloat16)] * 2,
       jax.ShapeDtypeStruct((B, H, L, T), jnp.bfloat16),
@@ -135,22 +129,12 @@ def _kernel(H: int, B: int, T: int, L: int, C: int, static: _Static) -> Any:
   )
 
 
-class _Block:
+class _Block(tiles.Block):
   """A block of the kernel: 64 keys, and the queries that see them."""
 
-  def __init__(
-    self, static: _Static, device: SimpleNamespace, shared: SimpleNamespace
-  ):
-    """Finds out which block this is.
-
-    Args:
-      static: what is known beforehand.
-      device: arrays on the device.
-      shared: memory of the block.
-    """
-    self._static, self._device, self._shared = static, device, shared
-    block = lax.axis_index('keys')
-    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
+  def __init__(self, *given: Any):
+    super().__init__(*given)
+    device, block = self._device, lax.axis_index('keys')
     self._key, self._keys = block * TILE, pl.ds(block * TILE, TILE)
     self._low = device.ranges[self._row, block, 0]
     self._high = device.ranges[self._row, block, 1]

@@ -11,7 +11,6 @@ written. They also go to memory, for the gradient of the table.
 """
 
 import functools
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -79,15 +78,11 @@ class _Static(NamedTuple):
 
 @functools.cache
 def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
-  def body(*arrays: Any, **shared: Any) -> None:
-    device = SimpleNamespace(**dict(zip(_ARRAYS, arrays, strict=True)))
-    _Block(static, device, SimpleNamespace(**shared)).run()
-
   tile, square = (
     functools.partial(tiles.shared_tile, width) for width in (C, TILE)
   )
   return plgpu.kernel(
-    body,
+    _Block.body(static, _ARRAYS),
     out_type=(
       *[jax.ShapeDtypeStruct((B, T, H, C), jnp.bfloat16)] * 2,
       jax.ShapeDtypeStruct((H, B, T, static.n_rows), jnp.bfloat16),
@@ -103,22 +98,13 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
   )
 
 
-class _Block:
+class _Block(tiles.Block):
   """A block of the kernel: 64 queries, and the tiles that they see."""
 
-  def __init__(
-    self, static: _Static, device: SimpleNamespace, shared: SimpleNamespace
-  ):
-    """Finds out which block this is.
-
-    Args:
-      static: what is known beforehand.
-      device: arrays on the device.
-      shared: memory of the block.
-    """
-    self._static, self._device, self._shared = static, device, shared
+  def __init__(self, *given: Any):
+    super().__init__(*given)
+    static, device = self._static, self._device
     block = lax.axis_index('queries')
-    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
     self._queries = pl.ds(block * TILE, TILE)
     # First tile of keys, and the one after the last.
     self._begin, self._until = (

@@ -1,6 +1,7 @@
 """Tiles of 64 rows, the size of a matrix product, in kernels for Hopper."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,33 @@ PARAMS = plgpu.CompilerParams(
   lowering_semantics=plgpu.LoweringSemantics.Lane,
   unsafe_no_auto_barriers=True,
 )
+
+
+class Block:
+  """A block of a kernel, of a row and head.
+
+  What is known beforehand, arrays on the device, memory of the block.
+  """
+
+  def __init__(
+    self, static: Any, device: SimpleNamespace, shared: SimpleNamespace
+  ):
+    self._static, self._device, self._shared = static, device, shared
+    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
+
+  @classmethod
+  def body(cls, static: Any, names: Sequence[str]) -> Callable[..., None]:
+    """The body of the kernel, whose arrays have these names."""
+
+    def body(*arrays: Any, **shared: Any) -> None:
+      device = SimpleNamespace(**dict(zip(names, arrays, strict=True)))
+      cls(static, device, SimpleNamespace(**shared)).run()
+
+    return body
+
+  def run(self) -> None:
+    """Everything."""
+    raise NotImplementedError
 
 
 def shared_tile(width: int, *lead: int) -> Any:

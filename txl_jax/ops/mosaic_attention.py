@@ -79,11 +79,11 @@ def attend_one(
   Args:
     qu_B1HC: the query with content bias, scaled.
     qv_B1HC: the query with position bias, scaled.
-    k_HBLC: as in `attend`.
-    v_HBLC: likewise.
-    r_HWC: likewise.
-    end: likewise.
-    first_B1: likewise.
+    k_HBLC: keys, these and the others as in `attend`.
+    v_HBLC: values.
+    r_HWC: the projected table.
+    end: the key at the place of the query.
+    first_B1: the first key that it sees.
   """
   B, _, H, C = qu_B1HC.shape
   L = k_HBLC.shape[2]

@@ -126,10 +126,8 @@ class _Block(tiles.Block):
 
   def _fetch(self, at: Any) -> None:
     """Begins to fetch a tile, and the left half of its window."""
-    device, shared, stage = (
-      *(self._device, self._shared),
-      lax.rem(at - self._begin, 2),
-    )
+    device, shared = self._device, self._shared
+    stage = lax.rem(at - self._begin, 2)
     keys = tiles.keys(self._head, self._row, at)
 
     @pl.when(at < self._until)

@@ -24,8 +24,12 @@ def shared_ring():
   return plgpu.SMEM((TILE, 2 * TILE), jnp.bfloat16)
 
 
-def zeros(like):
-  return jnp.zeros(like.shape, jnp.float32)
+def zeros(like, dtype=jnp.float32):
+  return jnp.zeros(like.shape, dtype)
+
+
+def ones(like):
+  return jnp.ones(like.shape, jnp.bfloat16)
 
 
 def rows_of(value):
@@ -62,7 +66,8 @@ def with_products(pairs, then):
 
 def add_products(*terms):
   return tuple(
-    acc + _left(left) @ _wide(right[...]) for acc, left, right in terms
+    sum((_left(left) @ _wide(right[...]) for left, right in pairs), start=acc)
+    for acc, *pairs in terms
   )
 
 
@@ -117,18 +122,15 @@ def turned(ring):
   return slanted(ring, 0).T
 
 
-def write_turned(target, tile, turn):
-  before = jnp.concatenate([target[0], target[1]], axis=1)
-  placed = _slant(turn)[..., None] == lax.broadcasted_iota(
-    jnp.int32, (TILE, TILE, 2 * TILE), 2
-  )
-  written = jnp.einsum('ijc,ij->ic', _wide(placed), _wide(tile.T))
-  after = jnp.where(placed.any(axis=1), written.astype(jnp.bfloat16), before)
-  target[0], target[1] = after[:, :TILE], after[:, TILE:]
+def folded(source, by_row=False):
+  key = (_iota(0) + _iota(1) + 1) % TILE
+  if by_row:
+    return jnp.take_along_axis(source[...], key, axis=0)
+  return jnp.take_along_axis(source[...].T, key, axis=1)
 
 
-def clear(target):
-  target[...] = jnp.zeros(target.shape, jnp.bfloat16)
+def joined(left, right):
+  return jnp.where(_iota(0) + _iota(1) >= TILE - 1, left, right)
 
 
 def install(monkeypatch: object, *modules: object) -> None:

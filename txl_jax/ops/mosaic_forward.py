@@ -232,8 +232,8 @@ class _Block(tiles.Block):
       weight = jnp.where(keep, weight, 0.0)
     acc *= lax.broadcast_in_dim(fade, acc.shape, [0])
     plgpu.barrier_wait(shared.values)
-    term = acc, weight.astype(jnp.bfloat16), shared.v
-    (acc,) = tiles.add_products(term)
+    pair = weight.astype(jnp.bfloat16), shared.v
+    (acc,) = tiles.add_products((acc, pair))
     # All are done with keys and values.
     tiles.meet()
     self._fetch_values(at + 1)

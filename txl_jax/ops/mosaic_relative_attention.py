@@ -2,9 +2,8 @@
 
 The forward pass keeps its operands, its result and one number a query. Of the
 backward kernels the first goes through the keys, computes the weights again and
-writes the gradients of the scores; the second goes through the queries, reads
-these and writes them once more by row of the table, whose gradient is a matrix
-product.
+writes the gradients of the scores; the others read these, one for the queries
+and one for the table.
 """
 
 import functools
@@ -17,12 +16,13 @@ import numpy as np
 from txl_jax.errors import InputError
 from txl_jax.ops import dropout, shards
 from txl_jax.ops.alignment import pad_last
-from txl_jax.ops.biases import bias_of_rows, biased, excess
+from txl_jax.ops.biases import bias_of_rows, biased, excess, sum_of_rows
 from txl_jax.ops.hopper import KERNEL_WIDTHS
 from txl_jax.ops.mosaic_forward import forward
 from txl_jax.ops.mosaic_key_gradients import key_gradients
 from txl_jax.ops.mosaic_query_gradients import query_gradients
 from txl_jax.ops.mosaic_ranges import tiles_of
+from txl_jax.ops.mosaic_table_gradient import table_gradient
 from txl_jax.ops.mosaic_tiles import TILE
 
 
@@ -148,7 +148,7 @@ def _forward(
     *(qu_BTHC, *operands, tiles_BIS3, jnp.asarray(places_2), words_HBT)
   )
   found = out_SBTHC[0], lse_SHBT[0]
-  return found[0], (q_BTHC, u_HC, v_bias_HC, *operands, words_HBT, *found)
+  return found[0], (qu_BTHC, u_HC, v_bias_HC, *operands, words_HBT, *found)
 
 
 def _start(qu_BTHC: jax.Array) -> int:
@@ -172,11 +172,8 @@ def _once_a_layer(function: Any, **options: Any) -> Any:
 def _backward(
   static: _Static, saved: tuple, dout_BTHC: jax.Array
 ) -> tuple[Any, ...]:
-  q_BTHC, u_HC, v_bias_HC, k_BLHC, v_BLHC, r_HWC = saved[:6]
+  qu_BTHC, u_HC, v_bias_HC, k_BLHC, v_BLHC, r_HWC = saved[:6]
   bias_HW, first_BT, words_HBT, out_BTHC, lse_HBT = saved[6:]
-  qu_BTHC, qv_BTHC = (
-    biased(q_BTHC, bias_HC, static.scale) for bias_HC in (u_HC, v_bias_HC)
-  )
   wide = (x.astype(jnp.float32) for x in (dout_BTHC, out_BTHC))
   mean_HBT = jnp.multiply(*wide).sum(-1).transpose(2, 0, 1)
   tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
@@ -189,21 +186,22 @@ def _backward(
     *(lse_HBT, mean_HBT, tiles_BIS3, words_HBT),
   )
   of_queries = _once_a_layer(query_gradients, start=start, scale=static.scale)
-  found = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
+  dq_BTHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
+  of_table = _once_a_layer(table_gradient, n_rows=r_HWC.shape[1])
+  products_HWC, sums_HW = of_table(dscore_BHLT, qu_BTHC, tiles_BIS3)
   # Together, so that no array of the scores' size waits for a sum over layers.
-  dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC = jax.lax.optimization_barrier(
-    (
-      jnp.einsum('hbtw,bthc->hwc', found.draw_HBTW, qv_BTHC),
-      *(found.dq_BTHC, found.dqv_BTHC, dk_BLHC, dv_BLHC),
+  products_HWC, sums_HW, dq_BTHC, dk_BLHC, dv_BLHC = (
+    jax.lax.optimization_barrier(
+      (products_HWC, sums_HW, dq_BTHC, dk_BLHC, dv_BLHC)
     )
   )
-  sum_HC, of_v_bias_HC = (
-    x_BTHC.astype(jnp.float32).sum((0, 1)) for x_BTHC in (dq_BTHC, dqv_BTHC)
-  )
-  of_biases = (
-    (sum_HC - of_v_bias_HC).astype(u_HC.dtype),
-    of_v_bias_HC.astype(v_bias_HC.dtype),
-  )
+  # With the position bias queries have so much more.
+  excess_HC = excess(u_HC, v_bias_HC, static.scale)
+  dr_HWC = products_HWC + sums_HW[..., None] * excess_HC[:, None]
+  of_v_bias_HC = static.scale * sum_of_rows(sums_HW, r_HWC)
+  of_u_HC = dq_BTHC.astype(jnp.float32).sum((0, 1)) - of_v_bias_HC
+  of_biases = of_u_HC.astype(u_HC.dtype), of_v_bias_HC.astype(v_bias_HC.dtype)
+  dr_HWC = dr_HWC.astype(r_HWC.dtype)
   return dq_BTHC, dk_BLHC, dv_BLHC, dr_HWC, *of_biases, None, None
 
 

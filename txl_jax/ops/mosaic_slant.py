@@ -119,47 +119,99 @@ def turned(ring: Any) -> jax.Array:
   return load(ring)
 
 
-def write_turned(target: Any, tile: jax.Array, turn: Any) -> None:
-  """Writes the transpose of a tile along the slant.
+def folded(source: Any, by_row: bool = False) -> jax.Array:
+  """What lies along the slant, its two halves laid on each other.
+
+  No place has an element of both: column c of row i has one of the right half
+  if i + c < 63, else one of the left. `joined` takes them apart.
 
   Args:
-    target: two tiles in shared memory, the halves.
-    tile: bfloat16.
-    turn: the column that counts as the first, 0 or 64.
+    source: a tile in shared memory, a row for each key and a column for each
+      query.
+    by_row: whether the result has a row for each row of the table, and a column
+      for each query, instead of the other way round.
+
+  Returns:
+    bfloat16 [64, 64].
   """
 
   @plgpu.inline_mgpu(
-    arg_types=(
-      plgpu.RefType(tiles.TRANSFORMS),
-      plgpu.Layout.WGMMA,
-      plgpu.Layout.WG_SPLAT,
-    )
+    arg_types=(plgpu.RefType(tiles.TRANSFORMS),),
+    return_type=plgpu.ShapeDtypeStruct(
+      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
+    ),
   )
-  def store(ctx: Any, ref: Any, tile: Any, turn: Any) -> None:
+  def load(ctx: Any, ref: Any) -> Any:
     del ctx
-    ref = mgpu.memref_fold(ref, 0, 5)
+    ref = mgpu.memref_fold(ref, 0, 4)
     row, column = tiles.thread_place()
-    start = arith.addi(turn.registers.flat[0], _number(TILE - 1))
-    start = arith.addi(start, arith.subi(row, column))
-    begin = arith.muli(column, _number(TILE))
+    query = column if by_row else row
+    start = arith.addi(arith.addi(row, column), _number(1))
+    pair = ir.VectorType.get((2,), ir.BF16Type.get())
 
     @functools.cache
-    def place(step: int) -> Any:
-      at, below = _column(start, step), -step % 8
+    def key(step: int) -> Any:
+      at = arith.andi(arith.addi(start, _number(step)), _number(TILE - 1))
+      return arith.muli(at, _number(TILE))
+
+    @functools.cache
+    def place(n: int, step: int) -> Any:
       # Eights of columns are exchanged, by the row's number within eight rows.
-      exchange = arith.shli(arith.addi(column, _number(below)), _number(3))
-      half = arith.muli(arith.andi(at, _number(TILE)), _number(TILE))
-      inner = arith.andi(arith.xori(at, exchange), _number(TILE - 1))
-      found = arith.addi(arith.addi(begin, half), inner)
-      return _index(arith.addi(found, _number(below * TILE)))
+      exchange = arith.andi(arith.addi(start, _number(n)), _number(7))
+      exchange = arith.shli(exchange, _number(3))
+      return arith.xori(arith.addi(query, _number(step)), exchange)
 
-    for pair, (down, right) in zip(tile.registers.flat, tiles.steps()):
-      below = arith.constant(ir.IndexType.get(), right * TILE)
-      for n in range(2):
-        at = arith.addi(place(down - right - n), below)
-        memref.store(vector.extract(pair, [], [n]), ref, [at])
+    def values(down: int, right: int) -> Any:
+      steps = ((n, right + n if by_row else down) for n in range(2))
+      places = (
+        arith.addi(key(down + right + n), place(n, step)) for n, step in steps
+      )
+      found = [memref.load(ref, [_index(at)]) for at in places]
+      return vector.from_elements(pair, found)
 
-  store(target, tile, turn)
+    return tiles.fragments(values)
+
+  return load(source)
+
+
+def joined(left: jax.Array, right: jax.Array) -> jax.Array:
+  """Of one `folded` tile what is of the left half, of another the rest."""
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WGMMA),
+    return_type=plgpu.ShapeDtypeStruct(
+      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
+    ),
+  )
+  def join(ctx: Any, left: Any, right: Any) -> Any:
+    del ctx
+    start = arith.addi(*tiles.thread_place())
+    pair = ir.VectorType.get((2,), ir.BF16Type.get())
+    word = ir.VectorType.get((1,), ir.IntegerType.get_signless(32))
+
+    @functools.cache
+    def mask(step: int) -> Any:
+      at = arith.addi(start, _number(step - (TILE - 1)))
+      both, second = (
+        arith.cmpi(arith.CmpIPredicate.sge, at, _number(n)) for n in (0, -1)
+      )
+      some = arith.select(second, _number(-(2**16)), _number(0))
+      return arith.select(both, _number(-1), some)
+
+    def chosen(left: Any, right: Any, step: int) -> Any:
+      left, right = (
+        vector.extract(vector.bitcast(word, x), [], [0]) for x in (left, right)
+      )
+      kept = arith.andi(arith.xori(left, right), mask(step))
+      found = vector.from_elements(word, [arith.xori(right, kept)])
+      return vector.bitcast(pair, found)
+
+    pairs = iter(zip(left.registers.flat, right.registers.flat))
+    return tiles.fragments(
+      lambda down, right: chosen(*next(pairs), down + right)
+    )
+
+  return join(left, right)
 
 
 def _number(value: int) -> Any:

@@ -111,10 +111,15 @@ def places(first: Any) -> jax.Array:
   return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=layout) + first
 
 
-def zeros(like: Any) -> jax.Array:
-  """Of the shape of a tile, float32 in registers."""
+def zeros(like: Any, dtype: Any = jnp.float32) -> jax.Array:
+  """Of the shape of a tile, in registers."""
+  return plgpu.layout_cast(jnp.zeros(like.shape, dtype), plgpu.Layout.WGMMA)
+
+
+def ones(like: Any) -> jax.Array:
+  """Of the shape of a tile, bfloat16 in registers."""
   return plgpu.layout_cast(
-    jnp.zeros(like.shape, jnp.float32), plgpu.Layout.WGMMA
+    jnp.ones(like.shape, jnp.bfloat16), plgpu.Layout.WGMMA
   )
 
 
@@ -153,17 +158,18 @@ def with_products(
   return pl.run_scoped(run, *[square] * len(pairs))
 
 
-def add_products(*terms: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, ...]:
-  """acc + left right for each (acc, left, right).
+def add_products(*terms: tuple[jax.Array, Any]) -> tuple[jax.Array, ...]:
+  """acc + left right + ... for each (acc, (left, right), ...).
 
   Args:
     *terms: `left` is in registers, or in shared memory; `right` is there.
   """
 
   def run(accs: Any) -> None:
-    for acc, (_, left, right) in zip(accs, terms):
-      left = left.tile.T if isinstance(left, Turned) else left
-      plgpu.wgmma(acc, left, right)
+    for acc, (_, *pairs) in zip(accs, terms):
+      for left, right in pairs:
+        left = left.tile.T if isinstance(left, Turned) else left
+        plgpu.wgmma(acc, left, right)
 
   return pl.run_state(run)(tuple(plgpu.ACC.init(acc) for acc, *_ in terms))
 
@@ -247,8 +253,3 @@ def fragments(values: Callable[[int, int], Any], is_signed: Any = None) -> Any:
   return mgpu.FragmentedArray(
     _registers=registers, _layout=layout, _is_signed=is_signed
   )
-
-
-def clear(target: Any) -> None:
-  """Fills a tile in shared memory with zeros."""
-  target[...] = zeros(target).astype(jnp.bfloat16)

@@ -88,7 +88,7 @@ def make_train_step(
       new = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), new, _learned(state)
       )
-    memory = jax.lax.cond(finite, identity, forget_broken_rows, memory)
+    memory = forget_broken_rows(memory)
     metrics = dict(loss_sum=total, count=count, gradient_norm=norm)
     metrics |= dict(gradient_norms=norms, skipped=~finite)
     return state.replace(step=state.step + 1, memory=memory, **new), metrics
@@ -186,8 +186,13 @@ def _updated(
 
 
 def forget_broken_rows(memory: Memory) -> Memory:
-  """Empties the rows of a memory that hold something not finite."""
-  whole_B = jnp.isfinite(memory.hidden_NBMD).all(axis=(0, 2, 3))
+  """Empties the rows of a memory that hold something not finite.
+
+  Without asking first whether any does: with a condition that the host must
+  know, a GPU would wait for it, and then for the next step to be launched.
+  """
+  # What is not finite in a layer is not in those above: states are added up.
+  whole_B = jnp.isfinite(memory.hidden_NBMD[-1]).all(axis=(1, 2))
   return memory.replace(
     hidden_NBMD=jnp.where(whole_B[None, :, None, None], memory.hidden_NBMD, 0),
     valid_B=jnp.where(whole_B, memory.valid_B, 0),

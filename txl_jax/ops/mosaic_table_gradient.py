@@ -1,0 +1,200 @@
+"""The backward pass of relative attention for the table, on Hopper.
+
+The window of a tile of keys and a block of queries depends on the difference of
+their numbers alone. A block of this kernel takes one window, 128 rows of the
+table, and goes through all tiles that meet it, of some rows of the batch. It
+reads the gradients of their scores along the slant, and adds up their products
+with the queries, and with ones, for the left half of the window and for the
+right one.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from txl_jax.ops import mosaic_slant as slant
+from txl_jax.ops import mosaic_tiles as tiles
+from txl_jax.ops.mosaic_tiles import TILE
+
+# Tiles at once, by the width of heads.
+_STAGES = {64: 4, 128: 3}
+# Blocks at once: two on each processor of a card.
+_AT_ONCE = 2 * 132
+# Columns of ones: the least that lie as a product needs them.
+_ONES = 16
+_ONES_TRANSFORMS = (
+  plgpu.TilingTransform((8, _ONES)),
+  plgpu.SwizzleTransform(2 * _ONES),
+)
+# Arrays on the device: what the kernel reads, and what it writes.
+_ARRAYS = ('dscore', 'qu', 'tiles', 'products', 'sums')
+
+
+def table_gradient(
+  dscore_BHLT: jax.Array,
+  qu_BTHC: jax.Array,
+  tiles_BIS3: jax.Array,
+  n_rows: int,
+) -> tuple[jax.Array, jax.Array]:
+  """What the gradient of the projected table is made of.
+
+  Args:
+    dscore_BHLT: from `key_gradients`; L and T are multiples of 64.
+    qu_BTHC: queries with content bias, scaled.
+    tiles_BIS3: from `tiles_of`, of a single split.
+    n_rows: W, a multiple of 64. The window of queries and keys from 0 begins 64
+      rows before row T.
+
+  Returns:
+    The gradients of the scores by row of the table, times the queries, float32
+    [H, W, C], and their sums over queries, float32 [H, W].
+  """
+  B, H, L, T = dscore_BHLT.shape
+  C, n_windows = qu_BTHC.shape[-1], n_rows // TILE - 1
+  n_splits = min(-(-_AT_ONCE // (H * n_windows)), B)
+  each = -(-B // n_splits)
+  static = _Static(B, T // TILE, L // TILE, n_windows, each, _STAGES[C])
+  kernel = _kernel(n_splits, H, C, static)
+  products, sums = kernel(dscore_BHLT, qu_BTHC, tiles_BIS3)
+  return _by_row(products.sum(0)), _by_row(sums[..., 0].sum(0))
+
+
+def _by_row(halves_HN2X: jax.Array) -> jax.Array:
+  """Sums up what several windows have of a row, to [H, W, ...]."""
+  ends = [(0, 0)] * (halves_HN2X.ndim - 3)
+  left, right = (
+    jnp.pad(halves_HN2X[:, :, n], ((0, 0), (n, 1 - n), *ends)) for n in range(2)
+  )
+  both = left + right
+  return both.reshape(len(both), -1, *both.shape[3:])
+
+
+class _Static(NamedTuple):
+  """What is known when the kernel is compiled."""
+
+  n_batch: int
+  n_blocks: int  # of queries
+  n_tiles: int  # of keys
+  n_windows: int
+  n_each: int  # rows of the batch, for one block of the kernel
+  n_stages: int
+
+
+@functools.cache
+def _kernel(n_splits: int, H: int, C: int, static: _Static) -> Any:
+  shape = n_splits, H, static.n_windows, 2, TILE
+  return plgpu.kernel(
+    _Block.body(static, _ARRAYS),
+    out_type=[
+      jax.ShapeDtypeStruct((*shape, width), jnp.float32) for width in (C, _ONES)
+    ],
+    scratch_types=dict(
+      dscore=tiles.shared_tile(TILE, static.n_stages),
+      qu=tiles.shared_tile(C, static.n_stages),
+      ones=plgpu.SMEM(
+        (TILE, _ONES), jnp.bfloat16, transforms=_ONES_TRANSFORMS
+      ),
+      product=plgpu.SMEM((TILE, C), jnp.float32),
+      total=plgpu.SMEM((TILE, _ONES), jnp.float32),
+      loaded=plgpu.Barrier(num_arrivals=2, num_barriers=static.n_stages),
+    ),
+    grid=(H, static.n_windows, n_splits),
+    grid_names=('head', 'window', 'row'),
+    compiler_params=tiles.PARAMS,
+  )
+
+
+class _Block(tiles.Block):
+  """A block of the kernel: a window of the table, and what meets it."""
+
+  def __init__(self, *given: Any):
+    super().__init__(*given)
+    static = self._static
+    # The last ones first: they meet the most tiles.
+    self._window = static.n_windows - 1 - lax.axis_index('window')
+    # From the number of a block of queries to that of its tile of keys.
+    self._shift = self._window - (static.n_blocks - 1)
+    self._low = jnp.maximum(0, -self._shift)
+    high = jnp.minimum(static.n_blocks, static.n_tiles - self._shift)
+    self._n_pairs = high - self._low
+    self._first = self._row * static.n_each
+    until = jnp.minimum(self._first + static.n_each, static.n_batch)
+    self._count = (until - self._first) * self._n_pairs
+
+  def run(self) -> None:
+    """Everything."""
+    shared = self._shared
+    for n in range(self._static.n_stages):
+      self._fetch(n)
+    shared.ones[...] = tiles.ones(shared.ones)
+    plgpu.commit_smem()
+    zeros = (tiles.zeros(shared.product), tiles.zeros(shared.total)) * 2
+    found = lax.fori_loop(0, self._count, self._step, zeros)
+    for n in range(2):
+      shared.product[...], shared.total[...] = found[2 * n : 2 * n + 2]
+      plgpu.commit_smem()
+      self._write(n)
+
+  def _write(self, half: int) -> None:
+    """Writes what has been summed up for a half of the window."""
+    device, shared = self._device, self._shared
+    place = self._row, self._head, self._window, half
+    plgpu.copy_smem_to_gmem(shared.product, device.products.at[*place])
+    plgpu.copy_smem_to_gmem(shared.total, device.sums.at[*place])
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+  def _stage(self, at: Any) -> Any:
+    return lax.rem(at, self._static.n_stages)
+
+  def _pair(self, at: Any) -> tuple[Any, Any, Any]:
+    """Of pair number `at` the row, and the numbers of queries and keys."""
+    block = self._low + lax.rem(at, self._n_pairs)
+    row = self._first + lax.div(at, self._n_pairs)
+    return row, block, block + self._shift
+
+  def _is_seen(self, at: Any) -> Any:
+    row, block, tile = self._pair(at)
+    begin, until = (self._device.tiles[row, block, 0, n] for n in range(2))
+    return (begin <= tile) & (tile < until)
+
+  def _fetch(self, at: Any) -> None:
+    """Begins to fetch a pair, if it is there and some query sees some key."""
+    device, shared, stage = self._device, self._shared, self._stage(at)
+
+    def fetch() -> None:
+      row, block, tile = self._pair(at)
+      queries, keys = (pl.ds(n * TILE, TILE) for n in (block, tile))
+      loaded = shared.loaded.at[stage]
+      dscore = device.dscore.at[row, self._head, keys, queries]
+      plgpu.copy_gmem_to_smem(dscore, shared.dscore.at[stage], loaded)
+      qu = device.qu.at[row, queries, self._head]
+      plgpu.copy_gmem_to_smem(qu, shared.qu.at[stage], loaded)
+
+    @pl.when(at < self._count)
+    def _():
+      pl.when(self._is_seen(at))(fetch)
+
+  def _step(self, at: Any, found: tuple) -> tuple[jax.Array, ...]:
+    """Takes in pair number `at`."""
+    found = lax.cond(
+      self._is_seen(at), functools.partial(self._add, at), lambda *x: x, *found
+    )
+    # All are done with this stage.
+    tiles.meet()
+    self._fetch(at + self._static.n_stages)
+    return found
+
+  def _add(self, at: Any, *found: jax.Array) -> tuple[jax.Array, ...]:
+    shared, stage = self._shared, self._stage(at)
+    plgpu.barrier_wait(shared.loaded.at[stage])
+    along = slant.folded(shared.dscore.at[stage], by_row=True)
+    nothing = tiles.zeros(shared.dscore.at[stage], jnp.bfloat16)
+    halves = slant.joined(along, nothing), slant.joined(nothing, along)
+    rights = shared.qu.at[stage], shared.ones
+    pairs = [(half, right) for half in halves for right in rights]
+    return tiles.add_products(*zip(found, pairs))

@@ -76,8 +76,13 @@ planes {
   stat_metadata { key: 2 value { id: 2 name: "mine" } }
   event_metadata { key: 1 value { id: 1 name: "nvjet_tst_128x64" } }
   event_metadata { key: 2 value { id: 2 name: "MemcpyD2H" } }
+  event_metadata { key: 3 value { id: 3 name: "ncclDevKernel_AllReduce" } }
   lines {
     timestamp_ns: 100
+    events {
+      metadata_id: 3 offset_ps: 1000 duration_ps: 2000
+      stats { metadata_id: 1 str_value: "all-reduce.149.1" }
+    }
     events {
       metadata_id: 1 offset_ps: 5000 duration_ps: 2000
       stats { metadata_id: 1 str_value: "mixed.2" }
@@ -178,7 +183,9 @@ def _events(folder: pathlib.Path, trace: str) -> list[list[Event]]:
 
 def test_events_of_accelerators(tmp_path):
   gpu, tpu = _events(tmp_path, TRACE)
-  assert gpu == [Event('mixed.2', 105, 2), Event('mine', 108, 3)]
+  # The collective's name is not that of an instruction of the program.
+  collective = Event('all-reduce.149.1', 101, 2)
+  assert gpu == [collective, Event('mixed.2', 105, 2), Event('mine', 108, 3)]
   assert tpu == [Event('mine', 0, 4)]
 
 

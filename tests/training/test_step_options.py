@@ -150,6 +150,13 @@ def test_rows_that_remember_nonsense_forget(stream, single):
   _close(forget_broken_rows(state.memory), state.memory)
 
 
+def test_nothing_in_a_step_depends_on_a_condition(stream, start):
+  # The host of several GPUs would wait for it, and launch the next step late.
+  step = jax.jit(make_train_step(MODEL, ADAM))
+  text = step.lower(start, stream[0]).as_text()
+  assert 'stablehlo.case' not in text and 'stablehlo.if' not in text
+
+
 def test_an_average_is_kept_and_not_of_skipped_updates(stream, start):
   def average(sums: dict, params: dict, step: jax.Array) -> dict:
     return jax.tree.map(lambda s, p: s + (step - 1) * p, sums, params)

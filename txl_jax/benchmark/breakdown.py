@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from txl_jax.benchmark.collectives import collective_names
+from txl_jax.benchmark.collectives import (
+  collective_names,
+  named_as_collective,
+)
 from txl_jax.benchmark.parts import PARTS, REST, parts_by_instruction
 from txl_jax.errors import InputError
 
@@ -62,11 +65,15 @@ def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:
     devices = read_events(path, parts)
   if not devices:
     raise InputError('--breakdown: the profiler saw nothing of the step here')
-  return summarise(devices, parts, collective_names(hlo))
+  exchanges = collective_names(hlo)
+  traced = {event.instruction for events in devices for event in events}
+  return summarise(devices, parts, exchanges | (traced - parts.keys()))
 
 
 def read_events(path: pathlib.Path, known: Iterable[str]) -> list[list[Event]]:
   """The known instructions that a trace shows, for each device.
+
+  And those that only their names tell to be collectives.
 
   Args:
     path: a `.xplane.pb` file.
@@ -81,7 +88,8 @@ def read_events(path: pathlib.Path, known: Iterable[str]) -> list[list[Event]]:
       for each in (each for line in plane.lines for each in line.events):
         stats = dict(each.stats)
         event = _event(each, stats)
-        if event.instruction in known:
+        name = event.instruction
+        if name in known or named_as_collective(name):
           found[_device(plane.name, stats)].append(event)
   on_device = [e for name, e in found.items() if name.startswith(DEVICE)]
   # A CPU's instructions are on the host's plane.

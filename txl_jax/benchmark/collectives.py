@@ -87,6 +87,15 @@ def collective_names(text: str) -> set[str]:
   }
 
 
+def named_as_collective(name: str) -> bool:
+  """Whether an instruction is named as XLA names collectives.
+
+  A GPU's profiler may know one by a name from before it was made asynchronous,
+  which the text of the program does not have.
+  """
+  return name.startswith(_KINDS)
+
+
 def _exchanges(each: Instruction) -> bool:
   kind = each.opcode.removesuffix('-start').removesuffix('-done')
   return kind in _KINDS

@@ -96,9 +96,7 @@ def _kernel(n_splits: int, H: int, C: int, static: _Static) -> Any:
     scratch_types=dict(
       dscore=tiles.shared_tile(TILE, static.n_stages),
       qu=tiles.shared_tile(C, static.n_stages),
-      ones=plgpu.SMEM(
-        (TILE, _ONES), jnp.bfloat16, transforms=_ONES_TRANSFORMS
-      ),
+      ones=plgpu.SMEM((TILE, _ONES), jnp.bfloat16, transforms=_ONES_TRANSFORMS),
       product=plgpu.SMEM((TILE, C), jnp.float32),
       total=plgpu.SMEM((TILE, _ONES), jnp.float32),
       loaded=plgpu.Barrier(num_arrivals=2, num_barriers=static.n_stages),

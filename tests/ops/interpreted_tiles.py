@@ -28,10 +28,6 @@ def zeros(like, dtype=jnp.float32):
   return jnp.zeros(like.shape, dtype)
 
 
-def ones(like):
-  return jnp.ones(like.shape, jnp.bfloat16)
-
-
 def rows_of(value):
   return jnp.full((TILE,), value, jnp.float32)
 

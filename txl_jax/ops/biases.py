@@ -26,13 +26,3 @@ def bias_of_rows(excess_HC: jax.Array, r_HWC: jax.Array) -> jax.Array:
     r_HWC.astype(jnp.float32),
     precision=jax.lax.Precision.HIGHEST,
   )
-
-
-def sum_of_rows(weights_HW: jax.Array, r_HWC: jax.Array) -> jax.Array:
-  """Rows of a table, weighted and summed up, float32 [H, C]."""
-  return jnp.einsum(
-    'hw,hwc->hc',
-    weights_HW,
-    r_HWC.astype(jnp.float32),
-    precision=jax.lax.Precision.HIGHEST,
-  )

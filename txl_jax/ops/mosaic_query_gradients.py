@@ -25,7 +25,7 @@ from txl_jax.ops.mosaic_tiles import TILE
 # Tiles at once, by the width of heads: as many as leave room for other blocks.
 _STAGES = {64: 3, 128: 2}
 # Arrays on the device: what the kernel reads, and what it writes.
-_ARRAYS = ('dscore', 'k', 'r', 'tiles', 'dq')
+_ARRAYS = ('dscore', 'k', 'r', 'tiles', 'dq', 'dqv')
 
 
 def query_gradients(
@@ -36,8 +36,8 @@ def query_gradients(
   *,
   start: int,
   scale: float,
-) -> jax.Array:
-  """The gradient of queries [B, T, H, C].
+) -> tuple[jax.Array, jax.Array]:
+  """The gradient of queries, and the part of it that comes through the table.
 
   Args:
     dscore_BHLT: from `key_gradients`; L and T are multiples of 64.
@@ -47,6 +47,9 @@ def query_gradients(
     start: the row of the table, a multiple of 64, where the window of queries
       and keys from 0 begins.
     scale: of the queries.
+
+  Returns:
+    Two arrays [B, T, H, C].
   """
   B, H, _, T = dscore_BHLT.shape
   C = k_BLHC.shape[-1]
@@ -71,7 +74,7 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
   )
   return plgpu.kernel(
     _Block.body(static, _ARRAYS),
-    out_type=jax.ShapeDtypeStruct((B, T, H, C), jnp.bfloat16),
+    out_type=[jax.ShapeDtypeStruct((B, T, H, C), jnp.bfloat16)] * 2,
     scratch_types=dict(
       **dict(dscore=square(n_stages), k=tile(n_stages), r=tile(n_stages)),
       loaded=plgpu.Barrier(num_arrivals=2, num_barriers=n_stages),
@@ -103,7 +106,8 @@ class _Block(tiles.Block):
     for n in range(self._static.n_stages):
       self._fetch(self._begin + n)
     before = tiles.zeros(self._shared.dscore.at[0], jnp.bfloat16)
-    state = tiles.zeros(self._shared.k.at[0]), before
+    zeros = tiles.zeros(self._shared.k.at[0])
+    state = zeros, zeros, before
     state = lax.fori_loop(self._begin, self._until, self._step, state)
     self._write(*state)
 
@@ -133,28 +137,31 @@ class _Block(tiles.Block):
   def _step(self, at: Any, state: tuple) -> tuple[jax.Array, ...]:
     """Takes in tile number `at`."""
     shared, stage = self._shared, self._stage(at)
-    dq, before = state
+    dqu, dqv, before = state
     plgpu.barrier_wait(shared.loaded.at[stage])
     dscore = shared.dscore.at[stage]
     along = slant.folded(dscore)
     plgpu.barrier_wait(shared.rows.at[stage])
     through_keys = tiles.Turned(dscore), shared.k.at[stage]
     through_table = slant.joined(along, before), shared.r.at[stage]
-    (dq,) = tiles.add_products((dq, through_keys, through_table))
+    dqu, dqv = tiles.add_products((dqu, through_keys), (dqv, through_table))
     # All are done with this stage.
     tiles.meet()
     self._fetch(at + self._static.n_stages)
-    return dq, along
+    return dqu, dqv, along
 
-  def _write(self, dq: jax.Array, before: jax.Array) -> None:
-    """Adds what is left of the last tile, and writes the gradient."""
-    shared, stage = self._shared, self._stage(self._until)
+  def _write(self, dqu: jax.Array, dqv: jax.Array, before: jax.Array) -> None:
+    """Adds what is left of the last tile, and writes the gradients."""
+    device, shared, stage = self._device, self._shared, self._stage(self._until)
     plgpu.barrier_wait(shared.rows.at[stage])
     nothing = tiles.zeros(shared.dscore.at[0], jnp.bfloat16)
     rest = slant.joined(nothing, before), shared.r.at[stage]
-    (dq,) = tiles.add_products((dq, rest))
-    shared.k[0] = (dq * self._static.scale).astype(jnp.bfloat16)
+    (dqv,) = tiles.add_products((dqv, rest))
+    outs = ((dqu + dqv, device.dq), (dqv, device.dqv))
+    for n, (acc, _) in enumerate(outs):
+      shared.k[n] = (acc * self._static.scale).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    target = self._device.dq.at[self._row, self._queries, self._head]
-    plgpu.copy_smem_to_gmem(shared.k.at[0], target)
+    for n, (_, target) in enumerate(outs):
+      target = target.at[self._row, self._queries, self._head]
+      plgpu.copy_smem_to_gmem(shared.k.at[n], target)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)

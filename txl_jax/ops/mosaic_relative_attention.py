@@ -16,7 +16,7 @@ import numpy as np
 from txl_jax.errors import InputError
 from txl_jax.ops import dropout, shards
 from txl_jax.ops.alignment import pad_last
-from txl_jax.ops.biases import bias_of_rows, biased, excess, sum_of_rows
+from txl_jax.ops.biases import bias_of_rows, biased, excess
 from txl_jax.ops.hopper import KERNEL_WIDTHS
 from txl_jax.ops.mosaic_forward import forward
 from txl_jax.ops.mosaic_key_gradients import key_gradients
@@ -186,22 +186,21 @@ def _backward(
     *(lse_HBT, mean_HBT, tiles_BIS3, words_HBT),
   )
   of_queries = _once_a_layer(query_gradients, start=start, scale=static.scale)
-  dq_BTHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
+  dq_BTHC, dqv_BTHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
   of_table = _once_a_layer(table_gradient, n_rows=r_HWC.shape[1])
-  products_HWC, sums_HW = of_table(dscore_BHLT, qu_BTHC, tiles_BIS3)
+  qv_BTHC = biased(qu_BTHC, excess(u_HC, v_bias_HC, static.scale), 1.0)
+  dr_HWC = of_table(dscore_BHLT, qv_BTHC, tiles_BIS3).astype(r_HWC.dtype)
   # Together, so that no array of the scores' size waits for a sum over layers.
-  products_HWC, sums_HW, dq_BTHC, dk_BLHC, dv_BLHC = (
-    jax.lax.optimization_barrier(
-      (products_HWC, sums_HW, dq_BTHC, dk_BLHC, dv_BLHC)
-    )
+  dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC = jax.lax.optimization_barrier(
+    (dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC)
   )
-  # With the position bias queries have so much more.
-  excess_HC = excess(u_HC, v_bias_HC, static.scale)
-  dr_HWC = products_HWC + sums_HW[..., None] * excess_HC[:, None]
-  of_v_bias_HC = static.scale * sum_of_rows(sums_HW, r_HWC)
-  of_u_HC = dq_BTHC.astype(jnp.float32).sum((0, 1)) - of_v_bias_HC
-  of_biases = of_u_HC.astype(u_HC.dtype), of_v_bias_HC.astype(v_bias_HC.dtype)
-  dr_HWC = dr_HWC.astype(r_HWC.dtype)
+  sum_HC, of_v_bias_HC = (
+    x_BTHC.astype(jnp.float32).sum((0, 1)) for x_BTHC in (dq_BTHC, dqv_BTHC)
+  )
+  of_biases = (
+    (sum_HC - of_v_bias_HC).astype(u_HC.dtype),
+    of_v_bias_HC.astype(v_bias_HC.dtype),
+  )
   return dq_BTHC, dk_BLHC, dv_BLHC, dr_HWC, *of_biases, None, None
 
 

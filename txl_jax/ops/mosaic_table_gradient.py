@@ -4,8 +4,7 @@ The window of a tile of keys and a block of queries depends on the difference of
 their numbers alone. A block of this kernel takes one window, 128 rows of the
 table, and goes through all tiles that meet it, of some rows of the batch. It
 reads the gradients of their scores along the slant, and adds up their products
-with the queries, and with ones, for the left half of the window and for the
-right one.
+with the queries, for the left half of the window and for the right one.
 """
 
 import functools
@@ -21,57 +20,41 @@ from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
 
-# Tiles at once, by the width of heads.
-_STAGES = {64: 4, 128: 3}
+# Tiles at once.
+_STAGES = 3
 # Blocks at once: two on each processor of a card.
 _AT_ONCE = 2 * 132
-# Columns of ones: the least that lie as a product needs them.
-_ONES = 16
-_ONES_TRANSFORMS = (
-  plgpu.TilingTransform((8, _ONES)),
-  plgpu.SwizzleTransform(2 * _ONES),
-)
 # Arrays on the device: what the kernel reads, and what it writes.
-_ARRAYS = ('dscore', 'qu', 'tiles', 'products', 'sums')
+_ARRAYS = ('dscore', 'qv', 'tiles', 'products')
 
 
 def table_gradient(
   dscore_BHLT: jax.Array,
-  qu_BTHC: jax.Array,
+  qv_BTHC: jax.Array,
   tiles_BIS3: jax.Array,
   n_rows: int,
-) -> tuple[jax.Array, jax.Array]:
-  """What the gradient of the projected table is made of.
+) -> jax.Array:
+  """The gradient of the projected table, float32 [H, W, C].
 
   Args:
     dscore_BHLT: from `key_gradients`; L and T are multiples of 64.
-    qu_BTHC: queries with content bias, scaled.
+    qv_BTHC: queries with position bias, scaled.
     tiles_BIS3: from `tiles_of`, of a single split.
     n_rows: W, a multiple of 64. The window of queries and keys from 0 begins 64
       rows before row T.
-
-  Returns:
-    The gradients of the scores by row of the table, times the queries, float32
-    [H, W, C], and their sums over queries, float32 [H, W].
   """
   B, H, L, T = dscore_BHLT.shape
-  C, n_windows = qu_BTHC.shape[-1], n_rows // TILE - 1
+  C, n_windows = qv_BTHC.shape[-1], n_rows // TILE - 1
   n_splits = min(-(-_AT_ONCE // (H * n_windows)), B)
-  each = -(-B // n_splits)
-  static = _Static(B, T // TILE, L // TILE, n_windows, each, _STAGES[C])
+  static = _Static(B, T // TILE, L // TILE, n_windows, -(-B // n_splits))
   kernel = _kernel(n_splits, H, C, static)
-  products, sums = kernel(dscore_BHLT, qu_BTHC, tiles_BIS3)
-  return _by_row(products.sum(0)), _by_row(sums[..., 0].sum(0))
-
-
-def _by_row(halves_HN2X: jax.Array) -> jax.Array:
-  """Sums up what several windows have of a row, to [H, W, ...]."""
-  ends = [(0, 0)] * (halves_HN2X.ndim - 3)
+  parts_SHN2XC = kernel(dscore_BHLT, qv_BTHC, tiles_BIS3)
+  halves_HN2XC = parts_SHN2XC.sum(0, dtype=jnp.float32)
   left, right = (
-    jnp.pad(halves_HN2X[:, :, n], ((0, 0), (n, 1 - n), *ends)) for n in range(2)
+    jnp.pad(halves_HN2XC[:, :, n], ((0, 0), (n, 1 - n), (0, 0), (0, 0)))
+    for n in range(2)
   )
-  both = left + right
-  return both.reshape(len(both), -1, *both.shape[3:])
+  return (left + right).reshape(H, n_rows, C)
 
 
 class _Static(NamedTuple):
@@ -82,7 +65,6 @@ class _Static(NamedTuple):
   n_tiles: int  # of keys
   n_windows: int
   n_each: int  # rows of the batch, for one block of the kernel
-  n_stages: int
 
 
 @functools.cache
@@ -90,16 +72,12 @@ def _kernel(n_splits: int, H: int, C: int, static: _Static) -> Any:
   shape = n_splits, H, static.n_windows, 2, TILE
   return plgpu.kernel(
     _Block.body(static, _ARRAYS),
-    out_type=[
-      jax.ShapeDtypeStruct((*shape, width), jnp.float32) for width in (C, _ONES)
-    ],
+    out_type=jax.ShapeDtypeStruct((*shape, C), jnp.bfloat16),
     scratch_types=dict(
-      dscore=tiles.shared_tile(TILE, static.n_stages),
-      qu=tiles.shared_tile(C, static.n_stages),
-      ones=plgpu.SMEM((TILE, _ONES), jnp.bfloat16, transforms=_ONES_TRANSFORMS),
-      product=plgpu.SMEM((TILE, C), jnp.float32),
-      total=plgpu.SMEM((TILE, _ONES), jnp.float32),
-      loaded=plgpu.Barrier(num_arrivals=2, num_barriers=static.n_stages),
+      dscore=tiles.shared_tile(TILE, _STAGES),
+      qv=tiles.shared_tile(C, _STAGES),
+      product=tiles.shared_tile(C),
+      loaded=plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
     ),
     grid=(H, static.n_windows, n_splits),
     grid_names=('head', 'window', 'row'),
@@ -127,27 +105,18 @@ class _Block(tiles.Block):
   def run(self) -> None:
     """Everything."""
     shared = self._shared
-    for n in range(self._static.n_stages):
+    for n in range(_STAGES):
       self._fetch(n)
-    shared.ones[...] = tiles.ones(shared.ones)
-    plgpu.commit_smem()
-    zeros = (tiles.zeros(shared.product), tiles.zeros(shared.total)) * 2
-    found = lax.fori_loop(0, self._count, self._step, zeros)
-    for n in range(2):
-      shared.product[...], shared.total[...] = found[2 * n : 2 * n + 2]
+    zeros = (tiles.zeros(shared.product),) * 2
+    for n, acc in enumerate(lax.fori_loop(0, self._count, self._step, zeros)):
+      shared.product[...] = acc.astype(jnp.bfloat16)
       plgpu.commit_smem()
-      self._write(n)
-
-  def _write(self, half: int) -> None:
-    """Writes what has been summed up for a half of the window."""
-    device, shared = self._device, self._shared
-    place = self._row, self._head, self._window, half
-    plgpu.copy_smem_to_gmem(shared.product, device.products.at[*place])
-    plgpu.copy_smem_to_gmem(shared.total, device.sums.at[*place])
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+      place = self._row, self._head, self._window, n
+      plgpu.copy_smem_to_gmem(shared.product, self._device.products.at[*place])
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
   def _stage(self, at: Any) -> Any:
-    return lax.rem(at, self._static.n_stages)
+    return lax.rem(at, _STAGES)
 
   def _pair(self, at: Any) -> tuple[Any, Any, Any]:
     """Of pair number `at` the row, and the numbers of queries and keys."""
@@ -170,8 +139,8 @@ class _Block(tiles.Block):
       loaded = shared.loaded.at[stage]
       dscore = device.dscore.at[row, self._head, keys, queries]
       plgpu.copy_gmem_to_smem(dscore, shared.dscore.at[stage], loaded)
-      qu = device.qu.at[row, queries, self._head]
-      plgpu.copy_gmem_to_smem(qu, shared.qu.at[stage], loaded)
+      qv = device.qv.at[row, queries, self._head]
+      plgpu.copy_gmem_to_smem(qv, shared.qv.at[stage], loaded)
 
     @pl.when(at < self._count)
     def _():
@@ -184,7 +153,7 @@ class _Block(tiles.Block):
     )
     # All are done with this stage.
     tiles.meet()
-    self._fetch(at + self._static.n_stages)
+    self._fetch(at + _STAGES)
     return found
 
   def _add(self, at: Any, *found: jax.Array) -> tuple[jax.Array, ...]:
@@ -193,6 +162,7 @@ class _Block(tiles.Block):
     along = slant.folded(shared.dscore.at[stage], by_row=True)
     nothing = tiles.zeros(shared.dscore.at[stage], jnp.bfloat16)
     halves = slant.joined(along, nothing), slant.joined(nothing, along)
-    rights = shared.qu.at[stage], shared.ones
-    pairs = [(half, right) for half in halves for right in rights]
-    return tiles.add_products(*zip(found, pairs))
+    queries = shared.qv.at[stage]
+    return tiles.add_products(
+      *((acc, (half, queries)) for acc, half in zip(found, halves))
+    )

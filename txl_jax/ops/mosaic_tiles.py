@@ -116,13 +116,6 @@ def zeros(like: Any, dtype: Any = jnp.float32) -> jax.Array:
   return plgpu.layout_cast(jnp.zeros(like.shape, dtype), plgpu.Layout.WGMMA)
 
 
-def ones(like: Any) -> jax.Array:
-  """Of the shape of a tile, bfloat16 in registers."""
-  return plgpu.layout_cast(
-    jnp.ones(like.shape, jnp.bfloat16), plgpu.Layout.WGMMA
-  )
-
-
 def rows_of(value: float) -> jax.Array:
   """A number for each row, float32 in registers."""
   full = jnp.full((TILE,), value, jnp.float32)

@@ -62,8 +62,7 @@ def with_products(pairs, then):
 
 def add_products(*terms):
   return tuple(
-    sum((_left(left) @ _wide(right[...]) for left, right in pairs), start=acc)
-    for acc, *pairs in terms
+    acc + _left(left) @ _wide(right[...]) for acc, left, right in terms
   )
 
 

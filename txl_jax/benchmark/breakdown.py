@@ -66,6 +66,7 @@ def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:
   if not devices:
     raise InputError('--breakdown: the profiler saw nothing of the step here')
   exchanges = collective_names(hlo)
+  # What was traced and is not in the text is a collective by its name.
   traced = {event.instruction for events in devices for event in events}
   return summarise(devices, parts, exchanges | (traced - parts.keys()))
 

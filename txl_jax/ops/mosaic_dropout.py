@@ -45,9 +45,7 @@ def _lots(words: jax.Array, key: Any, axis: int) -> jax.Array:
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WG_SPLAT),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.uint32, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=tiles.in_registers(jnp.uint32),
   )
   def draw(ctx: Any, words: Any, key: Any) -> Any:
     del ctx

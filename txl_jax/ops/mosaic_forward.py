@@ -209,8 +209,11 @@ class _Block(tiles.Block):
       plgpu.copy_gmem_to_smem(values, self._shared.v, self._shared.values)
 
   def _place(self, at: Any) -> tuple:
-    heads_first = self._static.heads_first
-    return tiles.keys(self._head, self._row, at, heads_first)
+    """Where tile number `at` is, of keys and of values."""
+    some = pl.ds(at * TILE, TILE)
+    if self._static.heads_first:
+      return self._head, self._row, some
+    return self._row, some, self._head
 
   def _keep(self, half: Any, slot: Any, result: Any) -> None:
     """Writes products of the queries with rows of the table to the ring."""
@@ -232,8 +235,8 @@ class _Block(tiles.Block):
       weight = jnp.where(keep, weight, 0.0)
     acc *= lax.broadcast_in_dim(fade, acc.shape, [0])
     plgpu.barrier_wait(shared.values)
-    pair = weight.astype(jnp.bfloat16), shared.v
-    (acc,) = tiles.add_products((acc, pair))
+    term = acc, weight.astype(jnp.bfloat16), shared.v
+    (acc,) = tiles.add_products(term)
     # All are done with keys and values.
     tiles.meet()
     self._fetch_values(at + 1)

@@ -213,7 +213,7 @@ class _Block(tiles.Block):
     target = self._device.dscore.at[self._row, self._head, self._keys, queries]
     plgpu.copy_smem_to_gmem(shared.dscore, target)
     dv, dk = tiles.add_products(
-      (dv, (used, shared.dout.at[stage])), (dk, (dscore, shared.qu.at[stage]))
+      (dv, used, shared.dout.at[stage]), (dk, dscore, shared.qu.at[stage])
     )
     # All are done with the queries.
     tiles.meet()

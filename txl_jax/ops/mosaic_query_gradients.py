@@ -118,14 +118,15 @@ class _Block(tiles.Block):
     """Begins to fetch a tile, and the left half of its window."""
     device, shared = self._device, self._shared
     stage = self._stage(at)
-    keys = tiles.keys(self._head, self._row, at)
+    keys = pl.ds(at * TILE, TILE)
 
     @pl.when(at < self._until)
     def _():
-      dscore = device.dscore.at[self._row, self._head, keys[1], self._queries]
+      dscore = device.dscore.at[self._row, self._head, keys, self._queries]
       loaded = shared.loaded.at[stage]
       plgpu.copy_gmem_to_smem(dscore, shared.dscore.at[stage], loaded)
-      plgpu.copy_gmem_to_smem(device.k.at[*keys], shared.k.at[stage], loaded)
+      k = device.k.at[self._row, keys, self._head]
+      plgpu.copy_gmem_to_smem(k, shared.k.at[stage], loaded)
 
     # Behind the last tile there is the right half of its window.
     @pl.when(at <= self._until)
@@ -142,9 +143,10 @@ class _Block(tiles.Block):
     dscore = shared.dscore.at[stage]
     along = slant.folded(dscore)
     plgpu.barrier_wait(shared.rows.at[stage])
-    through_keys = tiles.Turned(dscore), shared.k.at[stage]
-    through_table = slant.joined(along, before), shared.r.at[stage]
-    dqu, dqv = tiles.add_products((dqu, through_keys), (dqv, through_table))
+    dqu, dqv = tiles.add_products(
+      (dqu, tiles.Turned(dscore), shared.k.at[stage]),
+      (dqv, slant.joined(along, before), shared.r.at[stage]),
+    )
     # All are done with this stage.
     tiles.meet()
     self._fetch(at + self._static.n_stages)
@@ -155,8 +157,8 @@ class _Block(tiles.Block):
     device, shared, stage = self._device, self._shared, self._stage(self._until)
     plgpu.barrier_wait(shared.rows.at[stage])
     nothing = tiles.zeros(shared.dscore.at[0], jnp.bfloat16)
-    rest = slant.joined(nothing, before), shared.r.at[stage]
-    (dqv,) = tiles.add_products((dqv, rest))
+    term = dqv, slant.joined(nothing, before), shared.r.at[stage]
+    (dqv,) = tiles.add_products(term)
     outs = ((dqu + dqv, device.dq), (dqv, device.dqv))
     for n, (acc, _) in enumerate(outs):
       shared.k[n] = (acc * self._static.scale).astype(jnp.bfloat16)

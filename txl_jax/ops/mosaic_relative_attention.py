@@ -188,6 +188,7 @@ def _backward(
   of_queries = _once_a_layer(query_gradients, start=start, scale=static.scale)
   dq_BTHC, dqv_BTHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
   of_table = _once_a_layer(table_gradient, n_rows=r_HWC.shape[1])
+  # The queries with the content bias are kept, not those without any.
   qv_BTHC = biased(qu_BTHC, excess(u_HC, v_bias_HC, static.scale), 1.0)
   dr_HWC = of_table(dscore_BHLT, qv_BTHC, tiles_BIS3).astype(r_HWC.dtype)
   # Together, so that no array of the scores' size waits for a sum over layers.

@@ -1,4 +1,4 @@
-"""Reading and writing tiles along a slant, in kernels for Hopper.
+"""Reading tiles along a slant, in kernels for Hopper.
 
 Row i of a tile [64, 64] lies from column 63 - i on, among the 128 columns of
 two halves; which half is the left one changes from tile to tile. A thread
@@ -8,6 +8,7 @@ the registers.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -62,15 +63,12 @@ def slanted(ring: Any, turn: Any) -> jax.Array:
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=tiles.in_registers(jnp.bfloat16),
   )
   def load(ctx: Any, ref: Any, turn: Any) -> Any:
     del ctx
     row, start = _start(turn)
     row = arith.muli(row, _number(_PITCH))
-    pair = ir.VectorType.get((2,), ir.BF16Type.get())
 
     @functools.cache
     def place(n: int) -> Any:
@@ -79,8 +77,7 @@ def slanted(ring: Any, turn: Any) -> jax.Array:
     def values(down: int, right: int) -> Any:
       below = arith.constant(ir.IndexType.get(), down * _PITCH)
       places = (place(right - down + n) for n in range(2))
-      found = [memref.load(ref, [arith.addi(at, below)]) for at in places]
-      return vector.from_elements(pair, found)
+      return _load_pair(ref, (arith.addi(at, below) for at in places))
 
     return tiles.fragments(values)
 
@@ -95,9 +92,7 @@ def turned(ring: Any) -> jax.Array:
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.RefType(),),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=tiles.in_registers(jnp.bfloat16),
   )
   def load(ctx: Any, ref: Any) -> Any:
     del ctx
@@ -106,13 +101,11 @@ def turned(ring: Any) -> jax.Array:
     start = arith.muli(column, _number(_PITCH - 1))
     start = arith.addi(arith.addi(start, row), _number(TILE - 1))
     start = _index(start)
-    pair = ir.VectorType.get((2,), ir.BF16Type.get())
 
     def values(down: int, right: int) -> Any:
       steps = (down + (right + n) * (_PITCH - 1) for n in range(2))
       steps = (arith.constant(ir.IndexType.get(), step) for step in steps)
-      found = [memref.load(ref, [arith.addi(start, step)]) for step in steps]
-      return vector.from_elements(pair, found)
+      return _load_pair(ref, (arith.addi(start, step) for step in steps))
 
     return tiles.fragments(values)
 
@@ -137,9 +130,7 @@ def folded(source: Any, by_row: bool = False) -> jax.Array:
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.RefType(tiles.TRANSFORMS),),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=tiles.in_registers(jnp.bfloat16),
   )
   def load(ctx: Any, ref: Any) -> Any:
     del ctx
@@ -147,7 +138,6 @@ def folded(source: Any, by_row: bool = False) -> jax.Array:
     row, column = tiles.thread_place()
     query = column if by_row else row
     start = arith.addi(arith.addi(row, column), _number(1))
-    pair = ir.VectorType.get((2,), ir.BF16Type.get())
 
     @functools.cache
     def key(step: int) -> Any:
@@ -166,8 +156,7 @@ def folded(source: Any, by_row: bool = False) -> jax.Array:
       places = (
         arith.addi(key(down + right + n), place(n, step)) for n, step in steps
       )
-      found = [memref.load(ref, [_index(at)]) for at in places]
-      return vector.from_elements(pair, found)
+      return _load_pair(ref, map(_index, places))
 
     return tiles.fragments(values)
 
@@ -179,14 +168,11 @@ def joined(left: jax.Array, right: jax.Array) -> jax.Array:
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WGMMA),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.bfloat16, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=tiles.in_registers(jnp.bfloat16),
   )
   def join(ctx: Any, left: Any, right: Any) -> Any:
     del ctx
     start = arith.addi(*tiles.thread_place())
-    pair = ir.VectorType.get((2,), ir.BF16Type.get())
     word = ir.VectorType.get((1,), ir.IntegerType.get_signless(32))
 
     @functools.cache
@@ -204,7 +190,7 @@ def joined(left: jax.Array, right: jax.Array) -> jax.Array:
       )
       kept = arith.andi(arith.xori(left, right), mask(step))
       found = vector.from_elements(word, [arith.xori(right, kept)])
-      return vector.bitcast(pair, found)
+      return vector.bitcast(_pair_type(), found)
 
     pairs = iter(zip(left.registers.flat, right.registers.flat))
     return tiles.fragments(
@@ -212,6 +198,16 @@ def joined(left: jax.Array, right: jax.Array) -> jax.Array:
     )
 
   return join(left, right)
+
+
+def _pair_type() -> Any:
+  """Of what a register holds: two elements."""
+  return ir.VectorType.get((2,), ir.BF16Type.get())
+
+
+def _load_pair(ref: Any, places: Iterable[Any]) -> Any:
+  found = [memref.load(ref, [at]) for at in places]
+  return vector.from_elements(_pair_type(), found)
 
 
 def _number(value: int) -> Any:

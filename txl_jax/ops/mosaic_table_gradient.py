@@ -164,5 +164,5 @@ class _Block(tiles.Block):
     halves = slant.joined(along, nothing), slant.joined(nothing, along)
     queries = shared.qv.at[stage]
     return tiles.add_products(
-      *((acc, (half, queries)) for acc, half in zip(found, halves))
+      *((acc, half, queries) for acc, half in zip(found, halves))
     )

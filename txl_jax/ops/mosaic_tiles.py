@@ -83,12 +83,6 @@ def meet() -> None:
   wait()
 
 
-def keys(head: Any, row: Any, at: Any, heads_first: bool = False) -> tuple:
-  """Where tile number `at` of [B, L, H, C] is, or of [H, B, L, C]."""
-  some = pl.ds(at * TILE, TILE)
-  return (head, row, some) if heads_first else (row, some, head)
-
-
 def load(source: Any) -> jax.Array:
   """A tile from shared memory."""
   return plgpu.load(source, layout=plgpu.Layout.WGMMA)
@@ -109,6 +103,11 @@ def places(first: Any) -> jax.Array:
   """The number of each row, counted from `first`; int32 [64]."""
   layout = plgpu.Layout.WGMMA.reduce(1)
   return plgpu.broadcasted_iota(jnp.int32, (TILE,), 0, layout=layout) + first
+
+
+def in_registers(dtype: Any) -> plgpu.ShapeDtypeStruct:
+  """The type of a tile in registers, what inline code returns."""
+  return plgpu.ShapeDtypeStruct((TILE, TILE), dtype, layout=plgpu.Layout.WGMMA)
 
 
 def zeros(like: Any, dtype: Any = jnp.float32) -> jax.Array:
@@ -151,18 +150,17 @@ def with_products(
   return pl.run_scoped(run, *[square] * len(pairs))
 
 
-def add_products(*terms: tuple[jax.Array, Any]) -> tuple[jax.Array, ...]:
-  """acc + left right + ... for each (acc, (left, right), ...).
+def add_products(*terms: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, ...]:
+  """acc + left right for each (acc, left, right).
 
   Args:
     *terms: `left` is in registers, or in shared memory; `right` is there.
   """
 
   def run(accs: Any) -> None:
-    for acc, (_, *pairs) in zip(accs, terms):
-      for left, right in pairs:
-        left = left.tile.T if isinstance(left, Turned) else left
-        plgpu.wgmma(acc, left, right)
+    for acc, (_, left, right) in zip(accs, terms):
+      left = left.tile.T if isinstance(left, Turned) else left
+      plgpu.wgmma(acc, left, right)
 
   return pl.run_state(run)(tuple(plgpu.ACC.init(acc) for acc, *_ in terms))
 
@@ -200,9 +198,7 @@ def _numbers(first: Any, axis: int) -> jax.Array:
   # What a thread adds to the number of its first element is a constant.
   @plgpu.inline_mgpu(
     arg_types=(plgpu.Layout.WG_SPLAT,),
-    return_type=plgpu.ShapeDtypeStruct(
-      (TILE, TILE), jnp.int32, layout=plgpu.Layout.WGMMA
-    ),
+    return_type=in_registers(jnp.int32),
   )
   def count(ctx: Any, first: Any) -> Any:
     del ctx

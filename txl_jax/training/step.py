@@ -191,7 +191,7 @@ def forget_broken_rows(memory: Memory) -> Memory:
   Without asking first whether any does: with a condition that the host must
   know, a GPU would wait for it, and then for the next step to be launched.
   """
-  # What is not finite in a layer is not in those above: states are added up.
+  # Each layer adds to the states below: what breaks one breaks the last, too.
   whole_B = jnp.isfinite(memory.hidden_NBMD[-1]).all(axis=(1, 2))
   return memory.replace(
     hidden_NBMD=jnp.where(whole_B[None, :, None, None], memory.hidden_NBMD, 0),

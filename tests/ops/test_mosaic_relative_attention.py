@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
+from txl_jax.config import MeshConfig
 from txl_jax.errors import InputError
 from txl_jax.ops import (
   hopper,
@@ -25,6 +26,7 @@ from txl_jax.ops import (
 )
 from txl_jax.ops import mosaic_relative_attention as lib
 from txl_jax.ops.relative_attention import relative_attention
+from txl_jax.parallel import mesh as mesh_lib
 
 NAMES = ('q', 'k', 'v', 'table', 'w_r', 'u', 'v_bias')
 SMALL = {
@@ -218,6 +220,41 @@ def test_no_scores_are_kept_for_the_backward_pass():
   )
   largest = max(leaf.size for leaf in jax.tree.leaves(shapes))
   assert largest <= B * (M + T) * H * C < B * H * T * (M + T)
+
+
+def test_each_shard_projects_the_table_for_itself(monkeypatch):
+  """What is summed over devices is the gradient of W_R, not of its products."""
+  B, T, M, H, C = case = 8, 64, 128, 2, 64
+
+  def plain(static, q, k, v, r_HWC, *others):
+    return jnp.tanh(q * r_HWC.sum(1)) + v.sum(1, keepdims=True)
+
+  monkeypatch.setattr(lib, '_attend', plain)
+  monkeypatch.setattr(lib, '_check', lambda *_: None)
+  case = (*case, 0.0, None)
+  operands, (first_BT, gradient) = _operands(case, jnp.float32)
+
+  @jax.jit
+  def run(q, k, v, table_KD, *weights):
+    def attend(q, k, v, *weights):
+      return lib.relative_attention(
+        *(q, k, v, table_KD, *weights, first_BT),
+        **dict(scale=1.0, dropout_rate=0.0, dropout_seed=None),
+      )
+
+    out, back = jax.vjp(attend, q, k, v, *weights)
+    return out, *back(gradient)
+
+  alone = run(*operands)
+  mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  with mesh_lib.sharded(mesh):
+    compiled = run.lower(*operands).compile()
+  for ours, theirs in zip(compiled(*operands), alone, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+  of_table = f'{T + M + mosaic_tiles.TILE},'
+  text = compiled.as_text()
+  summed = re.findall(r'= (.*) (?:all-reduce|reduce-scatter)\(', text)
+  assert summed and not any(of_table in shapes for shapes in summed)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Event(NamedTuple):
 
 
 def traceable(
-  lowered: jax.stages.Lowered, compiled: jax.stages.Compiled
+  compile: Callable[[dict], jax.stages.Compiled], compiled: jax.stages.Compiled
 ) -> jax.stages.Compiled:
   """The same program, whose instructions a profiler sees one by one.
 
@@ -39,7 +39,7 @@ def traceable(
   if jax.default_backend() != 'gpu':
     return compiled
   # More kernels than any program has.
-  return lowered.compile({'xla_gpu_graph_min_graph_size': 1_000_000})
+  return compile({'xla_gpu_graph_min_graph_size': 1_000_000})
 
 
 def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:

@@ -31,8 +31,8 @@ class Reader:
     model: with the memory, span and clamping of the evaluation.
     params: random.
     cache: of what has been read.
-    lowered: a call.
-    compiled: the same.
+    compiled: a call.
+    compile: the same, with options of the compiler.
   """
 
   def __init__(self, model: ModelConfig, config: EvalConfig, mesh: Mesh):
@@ -58,10 +58,8 @@ class Reader:
     ]
     by_rows = mesh_lib.by_rows(mesh, batches[0])
     batches = [jax.device_put(batch, by_rows) for batch in batches]
-    self.lowered = lower_reading(
-      model, mesh, self.params, self.cache, batches[0]
-    )
-    self.compiled = self.lowered.compile()
+    lowered = lower_reading(model, mesh, self.params, self.cache, batches[0])
+    self.compile, self.compiled = lowered.compile, lowered.compile()
     self._config, self._batches = config, itertools.cycle(batches)
 
   @property

@@ -22,8 +22,8 @@ class Generation:
   Attributes:
     parameters: how many the model has.
     filled: calls that it took to fill the memory.
-    lowered: a block of `MOST_STEPS` tokens of each row.
-    compiled: the same.
+    compiled: a block of `MOST_STEPS` tokens of each row.
+    compile: the same, with options of the compiler.
   """
 
   def __init__(self, config: Config, n_rows: int, mesh: Mesh):
@@ -49,8 +49,8 @@ class Generation:
     start = jax.jit(begin_rows, static_argnums=(0, 3))
     memory = jax.jit(remembered, static_argnums=0)(model, reader.cache)
     self._decoding = start(rules, self._params, memory, n_rows)
-    self.lowered = lower_block(rules, self._params, self._decoding)
-    self.compiled = self.lowered.compile()
+    lowered = lower_block(rules, self._params, self._decoding)
+    self.compile, self.compiled = lowered.compile, lowered.compile()
 
   def run(self, blocks: int) -> None:
     """Writes on, then waits for the last block."""

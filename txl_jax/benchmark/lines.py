@@ -74,7 +74,7 @@ def time_by_part(
     say: receives lines.
   """
   say(f'{name}: tracing')
-  subject.compiled = traceable(subject.lowered, subject.compiled)
+  subject.compiled = traceable(subject.compile, subject.compiled)
   subject.run(1)
   shares = breakdown(lambda: subject.run(3), subject.compiled.as_text())
   say(f'{name}: time by part')

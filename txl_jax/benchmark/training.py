@@ -31,8 +31,7 @@ class Subject:
 
   Attributes:
     config: the experiment.
-    lowered: the step.
-    compiled: the same.
+    compiled: the step.
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
@@ -65,13 +64,18 @@ class Subject:
       ]
       by_rows = mesh_lib.by_rows(mesh, batches[0])
       batches = [jax.device_put(batch, by_rows) for batch in batches]
-      self.lowered = lower_step(
+      self._lowered = lower_step(
         config, optimizer, mesh, self._state, batches[0]
       )
-      with tempfile.TemporaryDirectory() as folder:
-        options = compiler_options(config, pathlib.Path(folder), mesh)
-        self.compiled = self.lowered.compile(compiler_options=options)
+      self._mesh = mesh
+      self.compiled = self.compile({})
     self._batches = itertools.cycle(batches)
+
+  def compile(self, options: dict) -> jax.stages.Compiled:
+    """The step as training has it, but for these options of the compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+      own = compiler_options(self.config, pathlib.Path(folder), self._mesh)
+      return self._lowered.compile(own | options)
 
   @property
   def updates(self) -> int:

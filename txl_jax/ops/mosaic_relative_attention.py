@@ -69,10 +69,10 @@ def relative_attention(
   padding = ((0, 0), (0, T_pad - T))
   first_BT = jnp.pad(first_BT.astype(jnp.int32), padding, mode='edge')
   attend = shards.per_shard(
-    functools.partial(_attend, _Static(T, M, scale, dropout_rate)),
+    functools.partial(_attend_shard, _Static(T, M, scale, dropout_rate)),
     (
       *[('rows', None, 'heads')] * 3,
-      *[('heads',)] * 3,
+      *(('rows', 'heads'), ('heads',), ('heads',)),
       *(('rows',), ('heads', 'rows')),
     ),
     ('rows', None, 'heads'),
@@ -80,7 +80,8 @@ def relative_attention(
   out_BTHC = attend(
     _padded(q_BTHC, T_pad, width),
     *(_padded(x, K_pad, width) for x in (k_BKHC, v_BKHC)),
-    jnp.einsum('wd,dhc->hwc', table_WD, w_r_DHC),
+    # Each shard its own, so that no gradient of the whole table is summed.
+    jnp.einsum('wd,gdhc->ghwc', table_WD, shards.copies(w_r_DHC, 'rows')),
     *(pad_last(x_HC, width) for x_HC in (u_HC, v_bias_HC)),
     *(first_BT, words_HBT),
   )
@@ -108,6 +109,17 @@ def _padded(x_BXHC: jax.Array, length: int, width: int) -> jax.Array:
   """Padded with zeros to this length and width."""
   _, X, _, C = x_BXHC.shape
   return jnp.pad(x_BXHC, ((0, 0), (0, length - X), (0, 0), (0, width - C)))
+
+
+def _attend_shard(
+  static: _Static,
+  q_BTHC: jax.Array,
+  k_BLHC: jax.Array,
+  v_BLHC: jax.Array,
+  r_1HWC: jax.Array,
+  *others: Any,
+) -> jax.Array:
+  return _attend(static, q_BTHC, k_BLHC, v_BLHC, r_1HWC[0], *others)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

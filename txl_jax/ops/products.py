@@ -35,7 +35,10 @@ def _backward(
   saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, w_DE = saved
-  return _together(_to_operand(gradient, w_DE), _to_weight(x, gradient))
+  dx, parts_GDE = _together(
+    _to_operand(gradient, w_DE), _parts_of_weight(x, gradient)
+  )
+  return dx, _sum(parts_GDE)
 
 
 product.defvjp(_forward, _backward)
@@ -85,14 +88,13 @@ def _backward_of_both(
   memory_BMD, hidden_BTD, w_DE = saved
   M, K = memory_BMD.shape[1], memory_BMD.shape[1] + hidden_BTD.shape[1]
   whole_BLD = _joined(length, memory_BMD, hidden_BTD)
-  # The memory's for itself, as it is hardly ever asked for.
-  return (
-    _to_operand(gradient_BLE[:, :M], w_DE),
-    *_together(
-      _to_operand(gradient_BLE[:, M:K], w_DE),
-      _to_weight(whole_BLD, gradient_BLE),
-    ),
+  dx_BTD, parts_GDE = _together(
+    _to_operand(gradient_BLE[:, M:K], w_DE),
+    _parts_of_weight(whole_BLD, gradient_BLE),
   )
+  # The memory's for itself, as it is hardly ever asked for.
+  of_memory = _to_operand(gradient_BLE[:, :M], w_DE)
+  return of_memory, dx_BTD, _sum(parts_GDE)
 
 
 _product_of_both.defvjp(_forward_of_both, _backward_of_both)
@@ -116,6 +118,25 @@ def _heads(x_BKE: jax.Array, w_DHC: jax.Array) -> jax.Array:
 
 def _to_operand(gradient: jax.Array, w_DE: jax.Array) -> jax.Array:
   return jnp.einsum('...e,de->...d', gradient, w_DE)
+
+
+def _parts_of_weight(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """The gradient of a weight, still in as many parts as rows are divided into.
+
+  To be summed over devices when these have done something else meanwhile.
+  """
+  of_rows = shards.per_shard(
+    lambda *operands: _to_weight(*operands)[None],
+    (('rows',), ('rows',)),
+    ('rows',),
+  )
+  return of_rows(x, gradient)
+
+
+def _sum(parts_GDE: jax.Array) -> jax.Array:
+  # In the type that they have: that is what devices send.
+  zero = jnp.zeros((), parts_GDE.dtype)
+  return jax.lax.reduce(parts_GDE, zero, jax.lax.add, (0,))
 
 
 def _to_weight(x: jax.Array, gradient: jax.Array) -> jax.Array:

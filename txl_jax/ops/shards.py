@@ -62,6 +62,20 @@ def is_divided(name: Axis) -> bool:
   return _parts(name) > 1
 
 
+def copies(x: jax.Array, name: Axis) -> jax.Array:
+  """A copy for each shard along a logical axis, [G, ...], divided over them.
+
+  What is computed of them stays with the shards, in the backward pass too:
+  gradients are summed here, in the type of the array.
+  """
+  if not is_divided(name):
+    return x[None]
+  whole = jnp.broadcast_to(x, (_parts(name), *x.shape))
+  free = (PartitionSpec.UNCONSTRAINED,) * x.ndim
+  spec = PartitionSpec(_bound_axes()[name], *free)
+  return jax.lax.with_sharding_constraint(whole, spec)
+
+
 def per_row_shard(
   function: Callable, row_axes: tuple[int | None, ...], out_axis: int
 ) -> Callable:

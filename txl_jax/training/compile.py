@@ -1,6 +1,7 @@
 """The train step of a configuration, compiled ahead of its first batch."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,23 @@ from txl_jax.training.averaging import update_average
 from txl_jax.training.groups import stop_frozen
 from txl_jax.training.state import TrainState
 from txl_jax.training.step import make_train_step, several_steps
+
+# What a GPU records once and then replays without the host: what XLA would
+# choose, and loops. Those over the adaptive softmax's tails end when their data
+# say so, for which the host would wait each time.
+_ON_GPUS = {
+  'xla_gpu_enable_command_buffer': (
+    'FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,'
+    'CONDITIONAL,WHILE'
+  ),
+}
+# A few large sums of gradients after the backward pass: beside it, each would
+# slow down more than it takes. They are summed where they are, as copying them
+# into one array and back took as long as the sum.
+_ON_GPUS_OF_A_HOST = {
+  'xla_gpu_all_reduce_combine_threshold_bytes': 1 << 30,
+  'xla_disable_hlo_passes': 'all-reduce-contiguous',
+}
 
 
 def compile_step(
@@ -78,21 +96,28 @@ def _average(config: Config, average: Any, params: dict, step: jax.Array):
 
 def compiler_options(
   config: Config, folder: pathlib.Path, mesh: Mesh
-) -> dict | None:
-  """Options with which a GPU computes the same bits each time, if it is to.
+) -> dict[str, str | int | bool]:
+  """Options with which XLA is to compile the step, for GPUs.
 
-  Which kernels were the fastest is kept: another choice rounds otherwise.
+  With `train.deterministic` those too with which a GPU computes the same bits
+  each time; which kernels were the fastest is kept, as another choice rounds
+  otherwise. What the environment variable XLA_FLAGS names is as it says.
 
   Args:
     config: the experiment.
     folder: where that is kept; made if it is needed.
     mesh: the devices.
   """
-  on_gpu = mesh.devices.flat[0].platform == 'gpu'
-  if not (config.train.deterministic and on_gpu):
-    return None
-  folder.mkdir(exist_ok=True)
-  return {
-    'xla_gpu_deterministic_ops': True,
-    'xla_gpu_per_fusion_autotune_cache_dir': str(folder.absolute()),
-  }
+  if mesh.devices.flat[0].platform != 'gpu':
+    return {}
+  options = dict(_ON_GPUS)
+  if 1 < mesh.size == len(mesh.local_devices):
+    options |= _ON_GPUS_OF_A_HOST
+  if config.train.deterministic:
+    folder.mkdir(exist_ok=True)
+    options |= {
+      'xla_gpu_deterministic_ops': True,
+      'xla_gpu_per_fusion_autotune_cache_dir': str(folder.absolute()),
+    }
+  flags = os.environ.get('XLA_FLAGS', '')
+  return {name: x for name, x in options.items() if f'--{name}=' not in flags}

@@ -28,7 +28,8 @@ class Event(NamedTuple):
 
 
 def traceable(
-  compile: Callable[[dict], jax.stages.Compiled], compiled: jax.stages.Compiled
+  compile_with: Callable[[dict], jax.stages.Compiled],
+  compiled: jax.stages.Compiled,
 ) -> jax.stages.Compiled:
   """The same program, whose instructions a profiler sees one by one.
 
@@ -39,7 +40,7 @@ def traceable(
   if jax.default_backend() != 'gpu':
     return compiled
   # More kernels than any program has.
-  return compile({'xla_gpu_graph_min_graph_size': 1_000_000})
+  return compile_with({'xla_gpu_graph_min_graph_size': 1_000_000})
 
 
 def breakdown(step: Callable[[], None], hlo: str) -> dict[str, float]:

@@ -119,6 +119,7 @@ def _attend_shard(
   r_1HWC: jax.Array,
   *others: Any,
 ) -> jax.Array:
+  """`_attend` with the shard's own table."""
   return _attend(static, q_BTHC, k_BLHC, v_BLHC, r_1HWC[0], *others)
 
 

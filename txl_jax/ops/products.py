@@ -35,10 +35,7 @@ def _backward(
   saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, w_DE = saved
-  dx, parts_GDE = _together(
-    _to_operand(gradient, w_DE), _parts_of_weight(x, gradient)
-  )
-  return dx, _sum(parts_GDE)
+  return _with_weight(_to_operand(gradient, w_DE), x, gradient)
 
 
 product.defvjp(_forward, _backward)
@@ -88,13 +85,13 @@ def _backward_of_both(
   memory_BMD, hidden_BTD, w_DE = saved
   M, K = memory_BMD.shape[1], memory_BMD.shape[1] + hidden_BTD.shape[1]
   whole_BLD = _joined(length, memory_BMD, hidden_BTD)
-  dx_BTD, parts_GDE = _together(
-    _to_operand(gradient_BLE[:, M:K], w_DE),
-    _parts_of_weight(whole_BLD, gradient_BLE),
-  )
   # The memory's for itself, as it is hardly ever asked for.
-  of_memory = _to_operand(gradient_BLE[:, :M], w_DE)
-  return of_memory, dx_BTD, _sum(parts_GDE)
+  return (
+    _to_operand(gradient_BLE[:, :M], w_DE),
+    *_with_weight(
+      _to_operand(gradient_BLE[:, M:K], w_DE), whole_BLD, gradient_BLE
+    ),
+  )
 
 
 _product_of_both.defvjp(_forward_of_both, _backward_of_both)
@@ -120,23 +117,23 @@ def _to_operand(gradient: jax.Array, w_DE: jax.Array) -> jax.Array:
   return jnp.einsum('...e,de->...d', gradient, w_DE)
 
 
-def _parts_of_weight(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The gradient of a weight, still in as many parts as rows are divided into.
+def _with_weight(
+  of_operand: jax.Array, x: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The operand's gradient, and that of the weight.
 
-  To be summed over devices when these have done something else meanwhile.
+  Neither is computed later than the other. But what each of G devices has found
+  for the weight may be summed at any time, so that XLA can join such sums.
   """
   of_rows = shards.per_shard(
     lambda *operands: _to_weight(*operands)[None],
     (('rows',), ('rows',)),
     ('rows',),
   )
-  return of_rows(x, gradient)
-
-
-def _sum(parts_GDE: jax.Array) -> jax.Array:
+  of_operand, parts_GDE = _together(of_operand, of_rows(x, gradient))
   # In the type that they have: that is what devices send.
   zero = jnp.zeros((), parts_GDE.dtype)
-  return jax.lax.reduce(parts_GDE, zero, jax.lax.add, (0,))
+  return of_operand, jax.lax.reduce(parts_GDE, zero, jax.lax.add, (0,))
 
 
 def _to_weight(x: jax.Array, gradient: jax.Array) -> jax.Array:

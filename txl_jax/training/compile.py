@@ -105,7 +105,7 @@ def compiler_options(
 
   Args:
     config: the experiment.
-    folder: where that is kept; made if it is needed.
+    folder: where that choice is kept; made if it is needed.
     mesh: the devices.
   """
   if mesh.devices.flat[0].platform != 'gpu':

@@ -5,7 +5,8 @@ python docs/make_losses.py kernel TEXT FOLDER
 
 TEXT is any file of a few megabytes. Runs go to FOLDER, and go on there if they
 were interrupted; the plot goes to docs/precision.svg or docs/kernel.svg. The
-second run differs from the first by its seed alone: that is the noise.
+second run differs from the first by its seed alone: that is the noise. Options
+behind FOLDER, such as --config.model.d_ff=2048, go to all of them.
 """
 
 import json
@@ -38,12 +39,12 @@ RUNS = {
 COLOURS = ['#3b6fb6', '#9db7da', '#c8553d']
 
 
-def main(what: str, text: str, folder: str) -> None:
+def main(what: str, text: str, folder: str, *more: str) -> None:
   """Trains, prints the validation losses, and draws."""
   curves = {}
   for name, options in RUNS[what].items():
     work = pathlib.Path(folder) / name.replace(', ', '_').replace(' ', '_')
-    _train(text, work, options)
+    _train(text, work, [*options, *more])
     curves[name] = _lines(work)
     last = [line for line in curves[name] if line['split'] == 'validation'][-1]
     print(f'{name}: validation loss {last["loss"]:.4f}', flush=True)

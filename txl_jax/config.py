@@ -47,7 +47,8 @@ class ModelConfig:
   init_std: float = 0.02
   projection_init_std: float = 0.01
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'  # of activations
-  # The paper's encoding on its way through ops/relative_attention.py.
+  # The paper's encoding on its way through ops/relative_attention.py; and
+  # whether ops/feed_forward.py may take kernels, too.
   attention_implementation: Literal[
     'auto', 'reference', 'xla', 'mosaic_gpu', 'splash'
   ] = 'auto'

@@ -1,4 +1,4 @@
-"""What `ops/mosaic_tiles.py` and `ops/mosaic_slant.py` do, for the interpreter.
+"""What kernels for Hopper are made of (`ops/mosaic_*.py`), for the interpreter.
 
 It knows copies, barriers and loops, but no tensor cores, layouts or inline code
 of Mosaic GPU: these are written out here. What remains to be tested on a GPU is
@@ -12,12 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import dropout
 from txl_jax.ops.dropout import weight_kept
 from txl_jax.ops.mosaic_tiles import TILE, Turned
 
 
 def shared_tile(width, *lead):
   return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16)
+
+
+def shared_array(*shape):
+  return plgpu.SMEM(shape, jnp.bfloat16)
 
 
 def shared_ring():
@@ -66,6 +71,26 @@ def add_products(*terms):
   )
 
 
+def sum_of_products(shape, n_steps, step):
+  def add(n, acc):
+    terms = []
+    step(
+      n, lambda left, right: terms.append(_wide(left[...]) @ _wide(right[...]))
+    )
+    return acc + terms[0]
+
+  return lax.fori_loop(0, n_steps, add, jnp.zeros(shape))
+
+
+def along(source, first, axis):
+  line = source[pl.ds(first, TILE)]
+  return lax.broadcast_in_dim(line, (TILE, TILE), [axis])
+
+
+def column_sums(x, of_warps):
+  return x.sum(0)
+
+
 def _left(left):
   if isinstance(left, Turned):
     return _wide(left.tile[...]).T
@@ -82,6 +107,10 @@ def kept(words, key, rate):
 
 def kept_by_key(words, key, rate):
   return weight_kept(words, rows(key).astype(jnp.uint32), rate)
+
+
+def hidden_kept(words, first, rate):
+  return dropout.kept(words, columns(first).astype(jnp.uint32), rate)
 
 
 def rows(first):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from txl_jax.ops import hopper
-from txl_jax.ops.dropout import row_words, weight_kept
+from txl_jax.ops.dropout import kept, row_words, weight_kept
 
 TILE, KEY, RATE = hopper.KERNEL_TILE, 5 * hopper.KERNEL_TILE, 0.3
 THREADS = 128  # of a group; warp w has rows 16 w to 16 w + 15 of a tile
@@ -49,8 +49,8 @@ def _array(registers):
 @pytest.mark.skipif(
   jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
 )
-@pytest.mark.parametrize('axis_of_keys', [0, 1])
-def test_lots_of_all_threads_make_the_mask(axis_of_keys, monkeypatch):
+@pytest.mark.parametrize('what', ['keys in rows', 'keys', 'hidden states'])
+def test_lots_of_all_threads_make_the_mask(what, monkeypatch):
   from txl_jax.ops import mosaic_dropout as lib
   from txl_jax.ops import mosaic_tiles as tiles
 
@@ -61,7 +61,11 @@ def test_lots_of_all_threads_make_the_mask(axis_of_keys, monkeypatch):
     'inline_mgpu',
     lambda **_: lambda f: inline.update(f=f) or (lambda *_: 0),
   )
-  lib._lots(None, 0, axis_of_keys)
+  by_row = what == 'keys in rows'
+  if what == 'hidden states':
+    lib.hidden_kept(None, 0, RATE)
+  else:
+    lib._lots(None, 0, int(not by_row))
   _integers(monkeypatch, lib)
   monkeypatch.setattr(
     tiles, 'fragments', lambda f, is_signed: {step: f(*step) for step in steps}
@@ -70,7 +74,7 @@ def test_lots_of_all_threads_make_the_mask(axis_of_keys, monkeypatch):
     row_words(jnp.uint32(9), jnp.arange(TILE, dtype=jnp.uint32))
   )
   words = np.broadcast_to(word_T, (TILE, TILE))
-  words = words.T if axis_of_keys else words
+  words = words if by_row else words.T
   lots = np.zeros((TILE, TILE), np.uint32)
   for thread in range(THREADS):
     warp, lane = divmod(thread, 32)
@@ -82,6 +86,7 @@ def test_lots_of_all_threads_make_the_mask(axis_of_keys, monkeypatch):
     for (i, j), step in zip(places, steps):
       lots[i, j : j + 2] = found[step]
   key = jnp.arange(KEY, KEY + TILE, dtype=jnp.uint32)
-  expected_TK = weight_kept(jnp.asarray(word_T)[:, None], key, RATE)
-  expected = expected_TK if axis_of_keys else expected_TK.T
+  rule = kept if what == 'hidden states' else weight_kept
+  expected_TK = rule(jnp.asarray(word_T)[:, None], key, RATE)
+  expected = expected_TK.T if by_row else expected_TK
   np.testing.assert_array_equal(lots >= int(lib._least(RATE)), expected)

@@ -120,7 +120,12 @@ def _attention(model: ModelConfig, text: str) -> str:
   if model.attention_implementation != 'auto':
     return model.attention_implementation
   kernels = {'splash_mha': 'splash', 'mosaic_gpu': 'mosaic_gpu'}
-  return next((name for call, name in kernels.items() if call in text), 'xla')
+  # The feed-forward network has kernels of the same kind.
+  own = [line for line in text.splitlines() if '/attention' in line]
+  found = (
+    name for call, name in kernels.items() if any(call in x for x in own)
+  )
+  return next(found, 'xla')
 
 
 def bound(plan: dict, n_tokens: int) -> dict:

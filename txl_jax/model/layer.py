@@ -11,9 +11,9 @@ from txl_jax.model import ablations
 from txl_jax.model.attention import KeysAndValues
 from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots
-from txl_jax.ops.dropout import dropout, relu_dropout, seed_of
+from txl_jax.ops.dropout import dropout, seed_of
+from txl_jax.ops.feed_forward import feed_forward
 from txl_jax.ops.layer_norm import layer_norm
-from txl_jax.ops.products import product
 from txl_jax.ops.sinusoids import Sinusoids
 
 
@@ -64,15 +64,16 @@ class FeedForward(nn.Module):
     def weight(name: str, init: Callable, *shape: int) -> jax.Array:
       return self.param(name, init, shape).astype(config.dtype)
 
-    inner_BTF = product(x_BTD, weight('inner_kernel', matrix, D, F))
-    inner_BTF += weight('inner_bias', zeros, F)
     dropping = self.train and config.dropout > 0
-    inner_BTF = relu_dropout(
-      inner_BTF,
+    outer_BTD = feed_forward(
+      x_BTD,
+      weight('inner_kernel', matrix, D, F),
+      weight('inner_bias', zeros, F),
+      weight('outer_kernel', matrix, F, D),
       seed_of(self.make_rng('dropout')) if dropping else jnp.uint32(0),
       config.dropout if dropping else 0.0,
+      implementation=config.attention_implementation,
     )
-    outer_BTD = product(inner_BTF, weight('outer_kernel', matrix, F, D))
     return outer_BTD + weight('outer_bias', zeros, D)
 
 

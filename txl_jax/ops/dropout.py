@@ -5,13 +5,14 @@ under `jax.jit` a mask does not depend on how an array is divided over devices;
 inside `jax.shard_map` they are those of the shard.
 
 The mask of an array: its last axis is counted by `index`, the others together
-by `row`, all modulo 2^32, and an element is kept where
+by `row`, all modulo 2^32, and an element is kept where 16 bits of
 
-  fold(fold(mix(seed), row), index) >= rate * 2^32.
+  fold(fold(mix(seed), row), index)
 
-Attention weights, of which there are most, have a mask that takes half as many
-hashes: keys whose numbers differ by 8 alone share one. The first has its lower
-16 bits and the other its upper, and they are compared with rate * 2^16.
+are at least rate * 2^16. Two elements share the hash of the first: it has the
+lower 16 bits, the other the upper. In hidden states they are neighbours (2 n
+and 2 n + 1), in attention weights keys whose numbers differ by 8 alone: a
+thread of a kernel for GPUs holds both.
 """
 
 import functools
@@ -23,8 +24,9 @@ import jax.numpy as jnp
 # Of the hash: the stride of an index, and what the bits go through.
 STRIDE = 0x9E3779B9
 MIXING = (16, 0x7FEB352D), (15, 0x846CA68B), (16, None)
-# Keys of weights that share a hash differ by this bit.
-PARTNER = 8
+# The bit by which two elements that share a hash differ: of hidden states, of
+# attention weights.
+NEIGHBOUR, PARTNER = 1, 8
 
 
 def seed_of(key: jax.Array) -> jax.Array:
@@ -130,21 +132,24 @@ def row_words(seed: jax.Array, row: jax.Array) -> jax.Array:
 
 def kept(word: jax.Array, index: jax.Array, rate: float) -> jax.Array:
   """Whether the elements at `index` of rows with these words are kept."""
-  threshold = min(round(rate * 2**32), 2**32 - 1)
-  return _fold(word, index) >= jnp.uint32(threshold)
+  return _lot(word, index, NEIGHBOUR) >= jnp.uint32(threshold(rate))
 
 
 def weight_kept(word: jax.Array, key: jax.Array, rate: float) -> jax.Array:
   """Whether the weights for these keys are kept, of rows with these words."""
-  partner = jnp.uint32(PARTNER)
-  bits = _fold(word, key & ~partner)
-  lot = jnp.where(key & partner, bits >> 16, bits & 0xFFFF)
-  return lot >= jnp.uint32(pair_threshold(rate))
+  return _lot(word, key, PARTNER) >= jnp.uint32(threshold(rate))
 
 
-def pair_threshold(rate: float) -> int:
-  """The least of 16 bits with which a weight is kept."""
+def threshold(rate: float) -> int:
+  """The least of 16 bits with which an element is kept."""
   return min(round(rate * 2**16), 2**16 - 1)
+
+
+def _lot(word: jax.Array, index: jax.Array, shared_bit: int) -> jax.Array:
+  """The 16 bits of each element."""
+  bit = jnp.uint32(shared_bit)
+  bits = _fold(word, index & ~bit)
+  return jnp.where(index & bit, bits >> 16, bits & 0xFFFF)
 
 
 def _fold(word: jax.Array, index: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ CAPABILITY, JAX_VERSION = 9.0, (0, 11)
 # Queries and keys that a kernel takes at once, and widths of heads that it has;
 # others are padded.
 KERNEL_TILE, KERNEL_WIDTHS = 64, (64, 128)
+# Rows and columns of a product that the feed-forward network's kernels take.
+KERNEL_SIDE = 2 * KERNEL_TILE
 # Rows behind the last of a table of positions that they may touch.
 TABLE_MARGIN = KERNEL_TILE + 32
 

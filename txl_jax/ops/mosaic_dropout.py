@@ -1,6 +1,7 @@
-"""Dropout of attention weights in kernels for Hopper (ops/dropout.py).
+"""Dropout in kernels for Hopper (ops/dropout.py).
 
-Two keys share a hash: a thread holds both, whether rows are queries or keys.
+Elements that share a hash are held by one thread, whether the rows of a tile of
+attention weights are queries or keys.
 """
 
 from typing import Any
@@ -36,8 +37,39 @@ def kept_by_key(words: jax.Array, key: Any, rate: float) -> jax.Array:
   return _lots(words, key, 0) >= _least(rate)
 
 
+def hidden_kept(words: jax.Array, first: Any, rate: float) -> jax.Array:
+  """Which elements of hidden states dropout keeps, [64, 64].
+
+  Args:
+    words: uint32, in all columns of a tile.
+    first: the number of the first column, which is even.
+    rate: share of elements that are dropped.
+  """
+
+  @plgpu.inline_mgpu(
+    arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WG_SPLAT),
+    return_type=tiles.in_registers(jnp.uint32),
+  )
+  def draw(ctx: Any, words: Any, first: Any) -> Any:
+    del ctx
+    place = arith.addi(tiles.thread_place()[1], first.registers.flat[0])
+    start = arith.muli(place, _number(dropout.STRIDE))
+    words = dict(zip(tiles.steps(), words.registers.flat, strict=True))
+    pair = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
+
+    def drawn(*step: int) -> Any:
+      word = vector.extract(words[step], [], [0])
+      index = arith.addi(start, _number(step[1] * dropout.STRIDE))
+      bits = _mix(arith.xori(word, index))
+      return vector.from_elements(pair, [arith.shli(bits, _number(16)), bits])
+
+    return tiles.fragments(drawn, is_signed=False)
+
+  return draw(words, jnp.asarray(first, jnp.int32)) >= _least(rate)
+
+
 def _least(rate: float) -> jax.Array:
-  return jnp.uint32(dropout.pair_threshold(rate) << 16)
+  return jnp.uint32(dropout.threshold(rate) << 16)
 
 
 def _lots(words: jax.Array, key: Any, axis: int) -> jax.Array:

@@ -116,7 +116,7 @@ def _kernel(
   )
 
 
-class _Block(tiles.Block):
+class _Block(tiles.HeadBlock):
   """A block of the kernel: 64 queries, and the tiles of a split."""
 
   def __init__(self, *given: Any):

@@ -129,7 +129,7 @@ def _kernel(H: int, B: int, T: int, L: int, C: int, static: _Static) -> Any:
   )
 
 
-class _Block(tiles.Block):
+class _Block(tiles.HeadBlock):
   """A block of the kernel: 64 keys, and the queries that see them."""
 
   def __init__(self, *given: Any):

@@ -86,7 +86,7 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
   )
 
 
-class _Block(tiles.Block):
+class _Block(tiles.HeadBlock):
   """A block of the kernel: 64 queries, and the tiles that they see."""
 
   def __init__(self, *given: Any):

@@ -85,7 +85,7 @@ def _kernel(n_splits: int, H: int, C: int, static: _Static) -> Any:
   )
 
 
-class _Block(tiles.Block):
+class _Block(tiles.HeadBlock):
   """A block of the kernel: a window of the table, and what meets it."""
 
   def __init__(self, *given: Any):

@@ -29,7 +29,7 @@ PARAMS = plgpu.CompilerParams(
 
 
 class Block:
-  """A block of a kernel, of a row and head.
+  """A block of a kernel.
 
   What is known beforehand, arrays on the device, memory of the block.
   """
@@ -38,7 +38,6 @@ class Block:
     self, static: Any, device: SimpleNamespace, shared: SimpleNamespace
   ):
     self._static, self._device, self._shared = static, device, shared
-    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
 
   @classmethod
   def body(cls, static: Any, names: Sequence[str]) -> Callable[..., None]:
@@ -55,9 +54,22 @@ class Block:
     raise NotImplementedError
 
 
+class HeadBlock(Block):
+  """A block of a row and head."""
+
+  def __init__(self, *given: Any):
+    super().__init__(*given)
+    self._head, self._row = lax.axis_index('head'), lax.axis_index('row')
+
+
 def shared_tile(width: int, *lead: int) -> Any:
   """Room for bfloat16 tiles that products can read."""
-  return plgpu.SMEM((*lead, TILE, width), jnp.bfloat16, transforms=TRANSFORMS)
+  return shared_array(*lead, TILE, width)
+
+
+def shared_array(*shape: int) -> Any:
+  """The same for arrays whose last axes are multiples of 64."""
+  return plgpu.SMEM(shape, jnp.bfloat16, transforms=TRANSFORMS)
 
 
 def fetch(pairs: Sequence[tuple[Any, Any]], barriers: Any) -> None:

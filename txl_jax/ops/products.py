@@ -35,7 +35,7 @@ def _backward(
   saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, w_DE = saved
-  return _with_weight(_to_operand(gradient, w_DE), x, gradient)
+  return with_weight(to_operand(gradient, w_DE), x, gradient)
 
 
 product.defvjp(_forward, _backward)
@@ -72,7 +72,7 @@ def _product_of_both(
   length: int, memory_BMD: jax.Array, hidden_BTD: jax.Array, w_DE: jax.Array
 ) -> jax.Array:
   whole_BLD = _joined(length, memory_BMD, hidden_BTD)
-  return jnp.einsum('bld,de->ble', *_apart(whole_BLD, w_DE))
+  return jnp.einsum('bld,de->ble', *apart(whole_BLD, w_DE))
 
 
 def _forward_of_both(length: int, *operands: jax.Array) -> tuple:
@@ -87,9 +87,9 @@ def _backward_of_both(
   whole_BLD = _joined(length, memory_BMD, hidden_BTD)
   # The memory's for itself, as it is hardly ever asked for.
   return (
-    _to_operand(gradient_BLE[:, :M], w_DE),
-    *_with_weight(
-      _to_operand(gradient_BLE[:, M:K], w_DE), whole_BLD, gradient_BLE
+    to_operand(gradient_BLE[:, :M], w_DE),
+    *with_weight(
+      to_operand(gradient_BLE[:, M:K], w_DE), whole_BLD, gradient_BLE
     ),
   )
 
@@ -113,11 +113,12 @@ def _heads(x_BKE: jax.Array, w_DHC: jax.Array) -> jax.Array:
   return x_BKE.reshape(*x_BKE.shape[:2], *w_DHC.shape[1:])
 
 
-def _to_operand(gradient: jax.Array, w_DE: jax.Array) -> jax.Array:
+def to_operand(gradient: jax.Array, w_DE: jax.Array) -> jax.Array:
+  """The gradient of a product's left operand, given that of the product."""
   return jnp.einsum('...e,de->...d', gradient, w_DE)
 
 
-def _with_weight(
+def with_weight(
   of_operand: jax.Array, x: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """The operand's gradient, and that of the weight.
@@ -137,7 +138,7 @@ def _with_weight(
 
 
 def _to_weight(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  x, gradient = (y.reshape(-1, y.shape[-1]) for y in _apart(x, gradient))
+  x, gradient = (y.reshape(-1, y.shape[-1]) for y in apart(x, gradient))
   n_groups = _groups(len(x), x.shape[-1], gradient.shape[-1])
   if n_groups == 1:
     return jnp.einsum('xd,xe->de', x, gradient)
@@ -157,8 +158,8 @@ def _groups(n_rows: int, D: int, E: int) -> int:
   return next(even, 1)
 
 
-def _apart(*operands: jax.Array) -> tuple[jax.Array, ...]:
-  """The same, but of no other product."""
+def apart(*operands: jax.Array) -> tuple[jax.Array, ...]:
+  """The same, but XLA may not look through: they are there for one use."""
   return jax.lax.optimization_barrier(operands)
 
 

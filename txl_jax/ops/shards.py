@@ -51,7 +51,7 @@ def constrain(x: jax.Array, *logical: Axis) -> jax.Array:
   if not _bound_axes():
     return x
   over = (
-    None if size % _parts(name) else _bound_axes().get(name)
+    None if size % n_shards(name) else _bound_axes().get(name)
     for size, name in zip(x.shape, logical, strict=True)
   )
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*over))
@@ -59,7 +59,13 @@ def constrain(x: jax.Array, *logical: Axis) -> jax.Array:
 
 def is_divided(name: Axis) -> bool:
   """Whether a logical axis is divided over devices."""
-  return _parts(name) > 1
+  return n_shards(name) > 1
+
+
+def n_shards(name: Axis) -> int:
+  """Into how many parts a logical axis is divided."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes[axis] for axis in _bound_axes().get(name, ()))
 
 
 def copies(x: jax.Array, name: Axis) -> jax.Array:
@@ -70,7 +76,7 @@ def copies(x: jax.Array, name: Axis) -> jax.Array:
   """
   if not is_divided(name):
     return x[None]
-  whole = jnp.broadcast_to(x, (_parts(name), *x.shape))
+  whole = jnp.broadcast_to(x, (n_shards(name), *x.shape))
   free = (PartitionSpec.UNCONSTRAINED,) * x.ndim
   spec = PartitionSpec(_bound_axes()[name], *free)
   return jax.lax.with_sharding_constraint(whole, spec)
@@ -108,10 +114,10 @@ def per_shard(
   evenly stays together.
 
   Args:
-    function: of as many pytrees as there are in_axes, to one array. It must not
+    function: of as many pytrees as there are in_axes, to a pytree. It must not
       draw random numbers: each shard would draw the same.
     in_axes: the first logical axes of every leaf of each argument.
-    out_axes: those of the result.
+    out_axes: those of every leaf of the result.
     whole_mesh: leave no axis of the mesh to XLA, for a kernel that it cannot
       divide: along the others all devices compute the same.
   """
@@ -119,11 +125,11 @@ def per_shard(
     return function
 
   def divided(*arguments: Any) -> jax.Array:
-    names = {name for name in sum(in_axes, ()) if _parts(name) > 1}
+    names = {name for name in sum(in_axes, ()) if n_shards(name) > 1}
     for logical, argument in zip(in_axes, arguments, strict=True):
       for leaf in jax.tree.leaves(argument):
         sizes = zip(leaf.shape, logical)
-        names -= {name for size, name in sizes if size % _parts(name)}
+        names -= {name for size, name in sizes if size % n_shards(name)}
     axes = {axis for name in names for axis in _bound_axes()[name]}
     if whole_mesh:
       axes = set(jax.sharding.get_abstract_mesh().axis_names)
@@ -181,9 +187,3 @@ def _as_type_of(original: jax.Array, x: jax.Array) -> jax.Array:
 
 def _bound_axes() -> dict[str, tuple[str, ...]]:
   return _BOUND.get() or {}
-
-
-def _parts(name: Axis) -> int:
-  """Into how many parts a logical axis is divided."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  return math.prod(sizes[axis] for axis in _bound_axes().get(name, ()))

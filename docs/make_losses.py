@@ -63,7 +63,10 @@ def _train(text: str, work: pathlib.Path, options: list[str]) -> None:
     '--config.sample.prompts=()',
     *options,
   ]
-  subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+  ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+  if ended.returncode:
+    # It has said why.
+    sys.exit(ended.returncode)
 
 
 def _lines(work: pathlib.Path) -> list[dict]:
@@ -102,4 +105,6 @@ def _by_step(lines: list[dict]) -> dict[int, float]:
 
 
 if __name__ == '__main__':
+  if len(sys.argv) < 4 or sys.argv[1] not in RUNS:
+    sys.exit(__doc__)
   main(*sys.argv[1:])

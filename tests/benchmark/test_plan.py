@@ -10,6 +10,7 @@ import pytest
 
 from txl_jax.benchmark import plan as lib
 from txl_jax.benchmark import plan_inference as inference
+from txl_jax.benchmark import plan_program
 from txl_jax.cli import main
 from txl_jax.config import (
   Config,
@@ -177,6 +178,15 @@ def test_without_its_compiler_there_is_no_tpu(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=r"pip install 'txl_jax\[tpu\]'"):
     topology_devices('v5e:2x2')
+
+
+@pytest.mark.parametrize(
+  'module, expected', [('attention', 'mosaic_gpu'), ('feed_forward', 'xla')]
+)
+def test_kernels_of_attention_are_told_from_others(module, expected):
+  call = 'custom-call(x), custom_call_target="mosaic_gpu_v2"'
+  text = f'{call}, metadata={{op_name="jit(step)/Layer/{module}/body"}}'
+  assert plan_program._attention(CONFIG.model, text) == expected
 
 
 @has_compiler

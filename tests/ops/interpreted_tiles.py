@@ -5,6 +5,7 @@ of Mosaic GPU: these are written out here. What remains to be tested on a GPU is
 what a primitive does, and not what a kernel makes of them.
 """
 
+import contextlib
 import inspect
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -155,6 +156,22 @@ def folded(source, by_row=False):
 
 def joined(left, right):
   return jnp.where(_iota(0) + _iota(1) >= TILE - 1, left, right)
+
+
+@contextlib.contextmanager
+def looking_for_races(*kernels):
+  """Interprets these cached kernels, and prints races that it detects."""
+
+  def forget():
+    for kernel in kernels:
+      kernel.cache_clear()
+
+  forget()
+  with plgpu.force_gpu_interpret_mode(
+    plgpu.InterpretGPUParams(detect_races=True)
+  ):
+    yield
+  forget()
 
 
 def install(monkeypatch: object, *modules: object) -> None:

@@ -72,7 +72,7 @@ def _assert_as_close_as_xla(case, slack):
 @pytest.fixture
 def on_hopper(monkeypatch):
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  monkeypatch.setattr(lib, '_BLOCKS', 1)
+  monkeypatch.setattr(lib, '_LEAST_BLOCKS', 1)
   # What was traced elsewhere took no kernel.
   jax.clear_caches()
   yield
@@ -81,23 +81,14 @@ def on_hopper(monkeypatch):
 
 @pytest.fixture
 def interpreted(on_hopper, monkeypatch):
-  import jax.experimental.pallas.mosaic_gpu as plgpu
-
   from txl_jax.ops import mosaic_dropout, mosaic_products, mosaic_tiles
   from txl_jax.ops import mosaic_feed_forward as kernels
 
   interpreted_tiles.install(
     monkeypatch, mosaic_dropout, mosaic_products, mosaic_tiles
   )
-  caches = kernels._forward, kernels._backward
-  for cache in caches:
-    cache.cache_clear()
-  with plgpu.force_gpu_interpret_mode(
-    plgpu.InterpretGPUParams(detect_races=True)
-  ):
+  with interpreted_tiles.looking_for_races(kernels._forward, kernels._backward):
     yield
-  for cache in caches:
-    cache.cache_clear()
 
 
 @new_enough

@@ -108,8 +108,6 @@ def _errors(found, expected):
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  import jax.experimental.pallas.mosaic_gpu as plgpu
-
   interpreted_tiles.install(
     monkeypatch, mosaic_tiles, mosaic_slant, mosaic_dropout
   )
@@ -119,14 +117,8 @@ def interpreted(monkeypatch):
     *(mosaic_query_gradients, mosaic_table_gradient),
   )
   caches = *(module._kernel for module in kernels), lib._once_a_layer
-  for cache in caches:
-    cache.cache_clear()
-  with plgpu.force_gpu_interpret_mode(
-    plgpu.InterpretGPUParams(detect_races=True)
-  ):
+  with interpreted_tiles.looking_for_races(*caches):
     yield
-  for cache in caches:
-    cache.cache_clear()
 
 
 @new_enough

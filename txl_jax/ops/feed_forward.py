@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops import dropout, hopper
-from txl_jax.ops.hopper import KERNEL_SIDE, KERNEL_TILE
+from txl_jax.ops.hopper import KERNEL_SIDE, KERNEL_TILE, MULTIPROCESSORS
 from txl_jax.ops.products import apart, product, to_operand, with_weight
-from txl_jax.ops.shards import constrain, n_shards, per_shard
+from txl_jax.ops.shards import constrain, is_divided, n_shards, per_shard
 
-# Two rounds of the blocks that a GPU has at work at once: with fewer, kernels
-# gain where the last round is full, and lose elsewhere.
-_BLOCKS = 2 * 2 * 132
+# Two rounds of two blocks a multiprocessor: with fewer, kernels gain where the
+# last round is full, and lose elsewhere.
+_LEAST_BLOCKS = 2 * 2 * MULTIPROCESSORS
 
 
 def feed_forward(
@@ -62,22 +62,15 @@ def takes_kernels(
     implementation in ('auto', 'mosaic_gpu')
     and x_BTD.dtype == w_DF.dtype == jnp.bfloat16
     and whole
-    and rows * F >= _BLOCKS * KERNEL_SIDE**2
-    and n_shards('heads') == 1
+    and rows * F >= _LEAST_BLOCKS * KERNEL_SIDE**2
+    and not is_divided('heads')
     and hopper.on_hopper()
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_kernels(
-  rate: float,
-  x_BTD: jax.Array,
-  w_DF: jax.Array,
-  bias_F: jax.Array,
-  w_FD: jax.Array,
-  words_BT: jax.Array,
-) -> jax.Array:
-  return _forward(rate, x_BTD, w_DF, bias_F, w_FD, words_BT)[0]
+def _by_kernels(rate: float, *operands: jax.Array) -> jax.Array:
+  return _forward(rate, *operands)[0]
 
 
 def _forward(

@@ -5,6 +5,8 @@ import jax
 from txl_jax.errors import InputError
 
 CAPABILITY, JAX_VERSION = 9.0, (0, 11)
+# Of an H100 or H200 with NVLink.
+MULTIPROCESSORS = 132
 # Queries and keys that a kernel takes at once, and widths of heads that it has;
 # others are padded.
 KERNEL_TILE, KERNEL_WIDTHS = 64, (64, 128)

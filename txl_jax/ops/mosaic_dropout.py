@@ -4,6 +4,7 @@ Elements that share a hash are held by one thread, whether the rows of a tile of
 attention weights are queries or keys.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,26 +47,11 @@ def hidden_kept(words: jax.Array, first: Any, rate: float) -> jax.Array:
     rate: share of elements that are dropped.
   """
 
-  @plgpu.inline_mgpu(
-    arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WG_SPLAT),
-    return_type=tiles.in_registers(jnp.uint32),
-  )
-  def draw(ctx: Any, words: Any, first: Any) -> Any:
-    del ctx
-    place = arith.addi(tiles.thread_place()[1], first.registers.flat[0])
-    start = arith.muli(place, _number(dropout.STRIDE))
-    words = dict(zip(tiles.steps(), words.registers.flat, strict=True))
-    pair = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
+  def lots(start: Any, words: dict) -> dict:
+    bits = {step: _bits(words[step], 0, start, step[1]) for step in words}
+    return {step: _pair(_lower(x), x) for step, x in bits.items()}
 
-    def drawn(*step: int) -> Any:
-      word = vector.extract(words[step], [], [0])
-      index = arith.addi(start, _number(step[1] * dropout.STRIDE))
-      bits = _mix(arith.xori(word, index))
-      return vector.from_elements(pair, [arith.shli(bits, _number(16)), bits])
-
-    return tiles.fragments(drawn, is_signed=False)
-
-  return draw(words, jnp.asarray(first, jnp.int32)) >= _least(rate)
+  return _in_registers(words, first, 1, lots) >= _least(rate)
 
 
 def _least(rate: float) -> jax.Array:
@@ -73,36 +59,64 @@ def _least(rate: float) -> jax.Array:
 
 
 def _lots(words: jax.Array, key: Any, axis: int) -> jax.Array:
-  """Of each element 16 bits, the upper ones; the axis of keys is 0 or 1."""
+  """Of each weight 16 bits, the upper ones; the axis of keys is 0 or 1."""
+
+  def lots(start: Any, words: dict) -> dict:
+    drawn = {}
+    for step, word in words.items():
+      if step[axis] & dropout.PARTNER:
+        continue
+      both = [_bits(word, n, start, step[axis] + n * axis) for n in range(2)]
+      partner = list(step)
+      partner[axis] += dropout.PARTNER
+      drawn[step] = _pair(*map(_lower, both))
+      drawn[tuple(partner)] = _pair(*both)
+    return drawn
+
+  return _in_registers(words, key, axis, lots)
+
+
+def _in_registers(
+  words: jax.Array, first: Any, axis: int, lots: Callable[[Any, dict], dict]
+) -> jax.Array:
+  """A tile of what `lots` makes for each of the `tiles.steps` of a thread.
+
+  Args:
+    words: of rows or of columns.
+    first: number of the tile's first element along the axis that is hashed.
+    axis: that axis.
+    lots: of the hash's index of a thread's first element, and of its words.
+  """
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WG_SPLAT),
     return_type=tiles.in_registers(jnp.uint32),
   )
-  def draw(ctx: Any, words: Any, key: Any) -> Any:
+  def draw(ctx: Any, words: Any, first: Any) -> Any:
     del ctx
-    place = arith.addi(tiles.thread_place()[axis], key.registers.flat[0])
+    place = arith.addi(tiles.thread_place()[axis], first.registers.flat[0])
     start = arith.muli(place, _number(dropout.STRIDE))
     words = dict(zip(tiles.steps(), words.registers.flat, strict=True))
-    pair = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
-    drawn = {}
-    for step, word in words.items():
-      if step[axis] & dropout.PARTNER:
-        continue
-      lots = [], []
-      for n in range(2):
-        further = (step[axis] + n * axis) * dropout.STRIDE
-        index = arith.addi(start, _number(further))
-        bits = _mix(arith.xori(vector.extract(word, [], [n]), index))
-        lots[0].append(arith.shli(bits, _number(16)))
-        lots[1].append(bits)
-      partner = list(step)
-      partner[axis] += dropout.PARTNER
-      for place, lot in zip((step, tuple(partner)), lots):
-        drawn[place] = vector.from_elements(pair, lot)
+    drawn = lots(start, words)
     return tiles.fragments(lambda *step: drawn[step], is_signed=False)
 
-  return draw(words, jnp.asarray(key, jnp.int32))
+  return draw(words, jnp.asarray(first, jnp.int32))
+
+
+def _bits(pair: Any, n: int, start: Any, further: int) -> Any:
+  """The hash of the n-th word of a pair, and an index `further` on."""
+  index = arith.addi(start, _number(further * dropout.STRIDE))
+  return _mix(arith.xori(vector.extract(pair, [], [n]), index))
+
+
+def _lower(bits: Any) -> Any:
+  """The lower 16 bits, moved up."""
+  return arith.shli(bits, _number(16))
+
+
+def _pair(*elements: Any) -> Any:
+  kind = ir.VectorType.get((2,), ir.IntegerType.get_signless(32))
+  return vector.from_elements(kind, elements)
 
 
 def _mix(x: Any) -> Any:

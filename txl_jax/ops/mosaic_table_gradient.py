@@ -18,12 +18,13 @@ from jax.experimental import pallas as pl
 
 from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
+from txl_jax.ops.hopper import MULTIPROCESSORS
 from txl_jax.ops.mosaic_tiles import TILE
 
 # Tiles at once.
 _STAGES = 3
 # Blocks at once: two on each processor of a card.
-_AT_ONCE = 2 * 132
+_AT_ONCE = 2 * MULTIPROCESSORS
 # Arrays on the device: what the kernel reads, and what it writes.
 _ARRAYS = ('dscore', 'qv', 'tiles', 'products')
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from txl_jax.ops import shards
 from txl_jax.ops.alignment import ALIGNMENT, pad
+from txl_jax.ops.hopper import MULTIPROCESSORS
 
 # Of a matrix product on a GPU: sides of a tile, and tiles at work at once.
-_TILE, _AT_ONCE = 128, 132
+_TILE, _AT_ONCE = 128, MULTIPROCESSORS
 
 
 @jax.custom_vjp

@@ -18,6 +18,7 @@ from txl_jax.ops import (
   mosaic_dropout,
   mosaic_forward,
   mosaic_key_gradients,
+  mosaic_products,
   mosaic_query_gradients,
   mosaic_ranges,
   mosaic_slant,
@@ -36,6 +37,7 @@ SMALL = {
   'a wide head without memory': (2, 40, 0, 1, 128, 0.0, None),
   'a long memory and a span': (1, 64, 320, 1, 128, 0.0, 100),
   'one query': (1, 1, 64, 1, 64, 0.0, None),
+  'one key for one query': (2, 1, 1, 2, 64, 0.2, 1),
 }
 LARGE = {
   f'{T} {M} {C} {rate}': (2, T, M, 2, C, rate, span)
@@ -109,7 +111,7 @@ def _errors(found, expected):
 @pytest.fixture
 def interpreted(monkeypatch):
   interpreted_tiles.install(
-    monkeypatch, mosaic_tiles, mosaic_slant, mosaic_dropout
+    monkeypatch, mosaic_tiles, mosaic_slant, mosaic_dropout, mosaic_products
   )
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
   kernels = (

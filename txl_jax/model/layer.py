@@ -10,6 +10,7 @@ from txl_jax.config import ModelConfig
 from txl_jax.model import ablations
 from txl_jax.model.attention import KeysAndValues
 from txl_jax.model.widths import widths
+from txl_jax.ops.add_and_norm import add_and_norm
 from txl_jax.ops.cached_attention import Slots
 from txl_jax.ops.dropout import dropout, seed_of
 from txl_jax.ops.feed_forward import feed_forward
@@ -25,35 +26,67 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises x [..., D], which may be padded."""
-    config, shape = self.config, x.shape[-1:]
-    scale_D = self.param('scale', self._init_scale, shape)
-    bias_D = self.param('bias', nn.initializers.zeros, shape)
+    config = self.config
     return layer_norm(
-      x, scale_D, bias_D, config.layer_norm_epsilon, config.d_model
+      x, *self._weights(x), config.layer_norm_epsilon, config.d_model
     )
+
+  def _weights(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gain and shift [D]."""
+    shape = x.shape[-1:]
+    scale_D = self.param('scale', self._init_scale, shape)
+    return scale_D, self.param('bias', nn.initializers.zeros, shape)
 
   def _init_scale(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return 1 + self.config.init_std * jax.random.normal(key, shape)
 
 
-def drop(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
-  """Dropout in training, by the next key of a module that has a config."""
+class AddAndNorm(LayerNorm):
+  """The end of a sublayer: dropout, residual connection and layer norm."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    branch_BTD: jax.Array,
+    bias_D: jax.Array | None,
+    dropped: tuple[jax.Array, float],
+    n_uses: int = 1,
+  ) -> tuple[jax.Array, ...]:
+    """What `ops/add_and_norm.py` computes, once for each use."""
+    config = self.config
+    return add_and_norm(
+      *(x_BTD, branch_BTD, bias_D, *self._weights(x_BTD), *dropped),
+      epsilon=config.layer_norm_epsilon,
+      n_features=config.d_model,
+      n_uses=n_uses,
+      implementation=config.attention_implementation,
+    )
+
+
+def next_dropout(module: nn.Module, train: bool) -> tuple[jax.Array, float]:
+  """Seed and rate for a module that has a config; rate 0 = no dropout."""
   rate = module.config.dropout
   if not train or rate == 0:
-    return x
-  return dropout(x, seed_of(module.make_rng('dropout')), rate)
+    return jnp.uint32(0), 0.0
+  return seed_of(module.make_rng('dropout')), rate
+
+
+def drop(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+  """Dropout in training, by the next key of a module that has a config."""
+  return dropout(x, *next_dropout(module, train))
 
 
 class FeedForward(nn.Module):
-  """The position-wise feed-forward sublayer, before residual and norm."""
+  """The position-wise feed-forward network."""
 
   config: ModelConfig
   train: bool
   padded: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """W2 dropout(relu(W1 x + b1)) + b2."""
+  def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """W2 dropout(relu(W1 x + b1)), and b2, which is still to be added."""
     config = self.config
     D, _, F = widths(config, self.padded)
     matrix, zeros = (
@@ -64,17 +97,15 @@ class FeedForward(nn.Module):
     def weight(name: str, init: Callable, *shape: int) -> jax.Array:
       return self.param(name, init, shape).astype(config.dtype)
 
-    dropping = self.train and config.dropout > 0
     outer_BTD = feed_forward(
       x_BTD,
       weight('inner_kernel', matrix, D, F),
       weight('inner_bias', zeros, F),
       weight('outer_kernel', matrix, F, D),
-      seed_of(self.make_rng('dropout')) if dropping else jnp.uint32(0),
-      config.dropout if dropping else 0.0,
+      *next_dropout(self, self.train),
       implementation=config.attention_implementation,
     )
-    return outer_BTD + weight('outer_bias', zeros, D)
+    return outer_BTD, weight('outer_bias', zeros, D)
 
 
 class Layer(nn.Module):
@@ -117,11 +148,12 @@ class Layer(nn.Module):
     attention = ablations.attention_class(config)(
       config, self.train, self.padded, name='attention'
     )
-    attention_norm = LayerNorm(config, name='attention_norm')
+    norm = LayerNorm if config.pre_norm else AddAndNorm
+    attention_norm = norm(config, name='attention_norm')
     feed_forward = FeedForward(
       config, self.train, self.padded, name='feed_forward'
     )
-    feed_forward_norm = LayerNorm(config, name='feed_forward_norm')
+    feed_forward_norm = norm(config, name='feed_forward_norm')
     projected = isinstance(memory, tuple)
 
     if config.position_encoding == 'learned':
@@ -137,10 +169,17 @@ class Layer(nn.Module):
     )
     if not projected:
       remembered = hidden_BTD
-    hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
     if config.pre_norm:
-      outer_BTD = feed_forward(feed_forward_norm(hidden_BTD))
-      return hidden_BTD + drop(self, outer_BTD, self.train), remembered
-    hidden_BTD = attention_norm(hidden_BTD)
-    outer_BTD = drop(self, feed_forward(hidden_BTD), self.train)
-    return feed_forward_norm(hidden_BTD + outer_BTD), remembered
+      hidden_BTD = hidden_BTD + drop(self, attended_BTD, self.train)
+      outer_BTD, bias_D = feed_forward(feed_forward_norm(hidden_BTD))
+      outer_BTD = drop(self, outer_BTD + bias_D, self.train)
+      return hidden_BTD + outer_BTD, remembered
+    hidden_BTD, again_BTD = attention_norm(
+      *(hidden_BTD, attended_BTD, None, next_dropout(self, self.train)),
+      n_uses=2,
+    )
+    outer_BTD, bias_D = feed_forward(again_BTD)
+    (hidden_BTD,) = feed_forward_norm(
+      hidden_BTD, outer_BTD, bias_D, next_dropout(self, self.train)
+    )
+    return hidden_BTD, remembered

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from txl_jax.ops import dropout, hopper
 from txl_jax.ops.hopper import KERNEL_SIDE, KERNEL_TILE, MULTIPROCESSORS
 from txl_jax.ops.products import apart, product, to_operand, with_weight
-from txl_jax.ops.shards import constrain, is_divided, n_shards, per_shard
+from txl_jax.ops.shards import constrain, per_shard
 
 # Two rounds of two blocks a multiprocessor: with fewer, kernels gain where the
 # last round is full, and lose elsewhere.
@@ -55,17 +55,10 @@ def takes_kernels(
     x_BTD: hidden states.
     w_DF: the inner weight.
   """
-  (B, T, _), (D, F) = x_BTD.shape, w_DF.shape
-  left, rows = B % n_shards('rows'), B // n_shards('rows') * T
-  whole = not any((left, rows % KERNEL_SIDE, F % KERNEL_SIDE, D % KERNEL_TILE))
-  return (
-    implementation in ('auto', 'mosaic_gpu')
-    and x_BTD.dtype == w_DF.dtype == jnp.bfloat16
-    and whole
-    and rows * F >= _LEAST_BLOCKS * KERNEL_SIDE**2
-    and not is_divided('heads')
-    and hopper.on_hopper()
-  )
+  rows, (D, F) = hopper.rows_for_kernels(implementation, x_BTD), w_DF.shape
+  whole = not any((rows % KERNEL_SIDE, F % KERNEL_SIDE, D % KERNEL_TILE))
+  enough = rows * F >= _LEAST_BLOCKS * KERNEL_SIDE**2
+  return w_DF.dtype == jnp.bfloat16 and whole and enough
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

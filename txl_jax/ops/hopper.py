@@ -1,8 +1,10 @@
 """Where the kernels for NVIDIA's Hopper run."""
 
 import jax
+import jax.numpy as jnp
 
 from txl_jax.errors import InputError
+from txl_jax.ops.shards import is_divided, n_shards
 
 CAPABILITY, JAX_VERSION = 9.0, (0, 11)
 # Of an H100 or H200 with NVLink.
@@ -12,6 +14,8 @@ MULTIPROCESSORS = 132
 KERNEL_TILE, KERNEL_WIDTHS = 64, (64, 128)
 # Rows and columns of a product that the feed-forward network's kernels take.
 KERNEL_SIDE = 2 * KERNEL_TILE
+# Rows that a kernel normalises at once, and columns that a warp holds of one.
+NORM_ROWS, NORM_COLUMNS = 4, 256
 # Rows behind the last of a table of positions that they may touch.
 TABLE_MARGIN = KERNEL_TILE + 32
 
@@ -21,6 +25,24 @@ def on_hopper() -> bool:
   if jax.default_backend() != 'gpu' or jax.__version_info__ < JAX_VERSION:
     return False
   return float(jax.devices()[0].compute_capability) == CAPABILITY
+
+
+def rows_for_kernels(implementation: str, x_BTD: jax.Array) -> int:
+  """Tokens of a device that kernels for hidden states may take, or 0.
+
+  Args:
+    implementation: they are asked for by 'auto' and 'mosaic_gpu'.
+    x_BTD: the hidden states, on all devices.
+  """
+  B, T, _ = x_BTD.shape
+  takes = (
+    implementation in ('auto', 'mosaic_gpu')
+    and x_BTD.dtype == jnp.bfloat16
+    and B % n_shards('rows') == 0
+    and not is_divided('heads')
+    and on_hopper()
+  )
+  return B // n_shards('rows') * T if takes else 0
 
 
 def check_hopper() -> None:

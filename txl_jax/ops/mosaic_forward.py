@@ -33,7 +33,7 @@ from txl_jax.ops.mosaic_tiles import TILE
 _LOWEST = -1e30
 # Arrays on the device: what the kernel reads, and what it writes.
 _READ = ('qu', 'k', 'v', 'r', 'bias', 'first', 'tiles', 'places', 'words')
-_WRITTEN = ('out', 'lse')
+_WRITTEN = ('out', 'lse', 'rest')
 
 
 def forward(
@@ -49,7 +49,8 @@ def forward(
   *,
   rate: float = 0.0,
   heads_first: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+  rest: bool = False,
+) -> tuple[jax.Array, ...]:
   """What each of S splits attends to.
 
   Args:
@@ -66,15 +67,17 @@ def forward(
     words_HBT: of dropout's hash; None without dropout.
     rate: share of weights that are dropped.
     heads_first: how the keys lie.
+    rest: whether to return what rounding takes from the values.
 
   Returns:
     Values [S, B, T, H, C], and of each query the logarithm to base 2 of the sum
-    of its weights [S, H, B, T].
+    of its weights [S, H, B, T]; the rest of the values, if it is asked for.
   """
   B, T, H, C = qu_BTHC.shape
   arrays = (qu_BTHC, k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT, tiles_BIS3)
   words = () if words_HBT is None else (words_HBT,)
-  kernel = _kernel(tiles_BIS3.shape[2], H, B, T, C, rate, heads_first)
+  static = _Static(tiles_BIS3.shape[2], rate, heads_first, rest)
+  kernel = _kernel(H, B, T, C, static)
   return kernel(*arrays, places_2, *words)
 
 
@@ -84,20 +87,22 @@ class _Static(NamedTuple):
   n_splits: int
   rate: float  # of dropout
   heads_first: bool
+  rest: bool
 
 
 @functools.cache
-def _kernel(
-  n_splits: int, H: int, B: int, T: int, C: int, rate: float, heads_first: bool
-) -> Any:
-  static = _Static(n_splits, rate, heads_first)
-  names = (*(_READ if rate else _READ[:-1]), *_WRITTEN)
+def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
+  n_splits, rate = static.n_splits, static.rate
+  written = _WRITTEN if static.rest else _WRITTEN[:-1]
+  names = (*(_READ if rate else _READ[:-1]), *written)
+  values = jax.ShapeDtypeStruct((n_splits, B, T, H, C), jnp.bfloat16)
   tile = functools.partial(tiles.shared_tile, C)
   return plgpu.kernel(
     _Block.body(static, names),
     out_type=(
-      jax.ShapeDtypeStruct((n_splits, B, T, H, C), jnp.bfloat16),
+      values,
       jax.ShapeDtypeStruct((n_splits, H, B, T), jnp.float32),
+      *([values] if static.rest else []),
     ),
     scratch_types=dict(
       **dict(qu=tile(), k=tile(2), r=tile(), v=tile()),
@@ -148,8 +153,10 @@ class _Block(tiles.HeadBlock):
     state = *state, tiles.zeros(shared.qu)
     state = lax.fori_loop(self._begin, self._until, self._step, state)
     self._put_result(*state)
-    out = device.out.at[self._split, row, queries, head]
-    plgpu.copy_smem_to_gmem(shared.qu, out)
+    place = self._split, row, queries, head
+    plgpu.copy_smem_to_gmem(shared.qu, device.out.at[*place])
+    if self._static.rest:
+      plgpu.copy_smem_to_gmem(shared.k.at[0], device.rest.at[*place])
     lse = device.lse.at[self._split, head, row, queries]
     plgpu.copy_smem_to_gmem(shared.bias.at[0], lse)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -274,11 +281,14 @@ class _Block(tiles.HeadBlock):
   def _put_result(
     self, most: jax.Array, total: jax.Array, acc: jax.Array
   ) -> None:
-    """Puts the result where queries and biases were."""
+    """Puts the result where queries, keys and biases were."""
     shared = self._shared
     total = jnp.maximum(total, 1e-30)
     inverse = 1 / (total * (1 - self._static.rate))
     acc *= lax.broadcast_in_dim(inverse, acc.shape, [0])
-    shared.qu[...] = acc.astype(jnp.bfloat16)
+    out = acc.astype(jnp.bfloat16)
+    shared.qu[...] = out
+    if self._static.rest:
+      shared.k[0] = (acc - out.astype(jnp.float32)).astype(jnp.bfloat16)
     shared.bias[0] = most + jnp.log2(total)
     plgpu.commit_smem()

@@ -50,17 +50,17 @@ def along(source: Any, first: Any, axis: int) -> jax.Array:
 
 
 def column_sums(x: jax.Array, of_warps: Any) -> jax.Array:
-  """The sum of the rows of a tile [64].
+  """The sum of the rows of a tile [64, n]: [n].
 
   Args:
     x: float32.
-    of_warps: room in shared memory for 4 x 64 numbers.
+    of_warps: room in shared memory for 4 n numbers.
   """
 
   @plgpu.inline_mgpu(
     arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()),
     return_type=plgpu.ShapeDtypeStruct(
-      (TILE,), jnp.float32, layout=plgpu.Layout.WGMMA.reduce(0)
+      x.shape[1:], jnp.float32, layout=plgpu.Layout.WGMMA.reduce(0)
     ),
   )
   def add_up(ctx: Any, x: Any, of_warps: Any) -> Any:

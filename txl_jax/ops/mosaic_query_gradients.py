@@ -6,7 +6,8 @@ that the kernel for keys has written, a row for each key, and adds up those of
 the queries: by way of the keys, and by way of the table. For the latter it
 reads the tile along the slant: what lies in the left half of its window, with
 what of the tile before lay in the right half of its own, is multiplied with 64
-rows of the table.
+rows of the table. The gradients of the biases are sums over those of queries: a
+block leaves its own, of what is not rounded yet.
 """
 
 import functools
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from txl_jax.ops import mosaic_products as products
 from txl_jax.ops import mosaic_slant as slant
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.mosaic_tiles import TILE
@@ -25,7 +27,7 @@ from txl_jax.ops.mosaic_tiles import TILE
 # Tiles at once, by the width of heads: as many as leave room for other blocks.
 _STAGES = {64: 3, 128: 2}
 # Arrays on the device: what the kernel reads, and what it writes.
-_ARRAYS = ('dscore', 'k', 'r', 'tiles', 'dq', 'dqv')
+_ARRAYS = ('dscore', 'k', 'r', 'tiles', 'dq', 'sums')
 
 
 def query_gradients(
@@ -37,7 +39,7 @@ def query_gradients(
   start: int,
   scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """The gradient of queries, and the part of it that comes through the table.
+  """The gradient of queries, and its sums.
 
   Args:
     dscore_BHLT: from `key_gradients`; L and T are multiples of 64.
@@ -49,7 +51,9 @@ def query_gradients(
     scale: of the queries.
 
   Returns:
-    Two arrays [B, T, H, C].
+    The gradient [B, T, H, C], and for each block of queries two sums of it,
+    float32 [2, B, T / 64, H, C]: of what comes through the keys, and of what
+    comes through the table.
   """
   B, H, _, T = dscore_BHLT.shape
   C = k_BLHC.shape[-1]
@@ -74,9 +78,15 @@ def _kernel(H: int, B: int, T: int, C: int, static: _Static) -> Any:
   )
   return plgpu.kernel(
     _Block.body(static, _ARRAYS),
-    out_type=[jax.ShapeDtypeStruct((B, T, H, C), jnp.bfloat16)] * 2,
+    out_type=[
+      jax.ShapeDtypeStruct((B, T, H, C), jnp.bfloat16),
+      jax.ShapeDtypeStruct((2, B, T // TILE, H, C), jnp.float32),
+    ],
     scratch_types=dict(
       **dict(dscore=square(n_stages), k=tile(n_stages), r=tile(n_stages)),
+      sums=plgpu.SMEM((2, C), jnp.float32),
+      # What each of four warps adds up.
+      of_warps=plgpu.SMEM((4 * C,), jnp.float32),
       loaded=plgpu.Barrier(num_arrivals=2, num_barriers=n_stages),
       rows=plgpu.Barrier(num_barriers=n_stages),
     ),
@@ -93,7 +103,7 @@ class _Block(tiles.HeadBlock):
     super().__init__(*given)
     static, device = self._static, self._device
     block = lax.axis_index('queries')
-    self._queries = pl.ds(block * TILE, TILE)
+    self._block, self._queries = block, pl.ds(block * TILE, TILE)
     # First tile of keys, and the one after the last.
     self._begin, self._until = (
       device.tiles[self._row, block, 0, n] for n in range(2)
@@ -159,11 +169,14 @@ class _Block(tiles.HeadBlock):
     nothing = tiles.zeros(shared.dscore.at[0], jnp.bfloat16)
     term = dqv, slant.joined(nothing, before), shared.r.at[stage]
     (dqv,) = tiles.add_products(term)
-    outs = ((dqu + dqv, device.dq), (dqv, device.dqv))
-    for n, (acc, _) in enumerate(outs):
-      shared.k[n] = (acc * self._static.scale).astype(jnp.bfloat16)
+    scale = self._static.scale
+    for n, x in enumerate((dqu, dqv)):
+      shared.sums[n] = products.column_sums(x * scale, shared.of_warps)
+    shared.k[0] = ((dqu + dqv) * scale).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    for n, (_, target) in enumerate(outs):
-      target = target.at[self._row, self._queries, self._head]
-      plgpu.copy_smem_to_gmem(shared.k.at[n], target)
+    dq = device.dq.at[self._row, self._queries, self._head]
+    plgpu.copy_smem_to_gmem(shared.k.at[0], dq)
+    for n in range(2):
+      sums = device.sums.at[n, self._row, self._block, self._head]
+      plgpu.copy_smem_to_gmem(shared.sums.at[n], sums)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)

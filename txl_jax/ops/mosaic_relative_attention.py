@@ -157,10 +157,13 @@ def _forward(
   operands = k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT
   places_2 = np.array([static.end, _start(qu_BTHC)], np.int32)
   tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
-  out_SBTHC, lse_SHBT = _once_a_layer(forward, rate=static.rate)(
+  # Of rounded values `_mean` is too coarse where gradients of scores cancel: as
+  # a rule with few queries, for which the rest takes little memory.
+  rest = qu_BTHC.shape[1] == TILE
+  split = _once_a_layer(forward, rate=static.rate, rest=rest)(
     *(qu_BTHC, *operands, tiles_BIS3, jnp.asarray(places_2), words_HBT)
   )
-  found = out_SBTHC[0], lse_SHBT[0]
+  found = [x[0] for x in split]
   return found[0], (qu_BTHC, u_HC, v_bias_HC, *operands, words_HBT, *found)
 
 
@@ -182,13 +185,24 @@ def _once_a_layer(function: Any, **options: Any) -> Any:
   return jax.jit(functools.partial(function, **options))
 
 
+def _mean(dout_BTHC: jax.Array, *values: jax.Array) -> jax.Array:
+  """The mean of the weights' gradients, weighted by them [H, B, T].
+
+  Args:
+    dout_BTHC: gradient of the attended values.
+    *values: these, and what rounding took from them if it is known.
+  """
+  wide = (x.astype(jnp.float32) for x in values)
+  mean_BTH = (dout_BTHC.astype(jnp.float32) * sum(wide)).sum(-1)
+  return mean_BTH.transpose(2, 0, 1)
+
+
 def _backward(
   static: _Static, saved: tuple, dout_BTHC: jax.Array
 ) -> tuple[Any, ...]:
   qu_BTHC, u_HC, v_bias_HC, k_BLHC, v_BLHC, r_HWC = saved[:6]
-  bias_HW, first_BT, words_HBT, out_BTHC, lse_HBT = saved[6:]
-  wide = (x.astype(jnp.float32) for x in (dout_BTHC, out_BTHC))
-  mean_HBT = jnp.multiply(*wide).sum(-1).transpose(2, 0, 1)
+  bias_HW, first_BT, words_HBT, out_BTHC, lse_HBT, *rest = saved[6:]
+  mean_HBT = _mean(dout_BTHC, out_BTHC, *rest)
   tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
   start = _start(qu_BTHC)
   of_keys = _once_a_layer(
@@ -199,22 +213,17 @@ def _backward(
     *(lse_HBT, mean_HBT, tiles_BIS3, words_HBT),
   )
   of_queries = _once_a_layer(query_gradients, start=start, scale=static.scale)
-  dq_BTHC, dqv_BTHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
+  dq_BTHC, sums_2BJHC = of_queries(dscore_BHLT, k_BLHC, r_HWC, tiles_BIS3)
   of_table = _once_a_layer(table_gradient, n_rows=r_HWC.shape[1])
   # The queries with the content bias are kept, not those without any.
   qv_BTHC = biased(qu_BTHC, excess(u_HC, v_bias_HC, static.scale), 1.0)
   dr_HWC = of_table(dscore_BHLT, qv_BTHC, tiles_BIS3).astype(r_HWC.dtype)
   # Together, so that no array of the scores' size waits for a sum over layers.
-  dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC = jax.lax.optimization_barrier(
-    (dr_HWC, dq_BTHC, dqv_BTHC, dk_BLHC, dv_BLHC)
+  dr_HWC, dq_BTHC, sums_2BJHC, dk_BLHC, dv_BLHC = jax.lax.optimization_barrier(
+    (dr_HWC, dq_BTHC, sums_2BJHC, dk_BLHC, dv_BLHC)
   )
-  sum_HC, of_v_bias_HC = (
-    x_BTHC.astype(jnp.float32).sum((0, 1)) for x_BTHC in (dq_BTHC, dqv_BTHC)
-  )
-  of_biases = (
-    (sum_HC - of_v_bias_HC).astype(u_HC.dtype),
-    of_v_bias_HC.astype(v_bias_HC.dtype),
-  )
+  of_u_HC, of_v_bias_HC = sums_2BJHC.sum((1, 2))
+  of_biases = of_u_HC.astype(u_HC.dtype), of_v_bias_HC.astype(v_bias_HC.dtype)
   return dq_BTHC, dk_BLHC, dv_BLHC, dr_HWC, *of_biases, None, None
 
 

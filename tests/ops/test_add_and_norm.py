@@ -2,13 +2,11 @@
 
 import functools
 
-import interpreted_tiles
 import jax
 import jax.numpy as jnp
-import numpy as np
+import kernel_checks as checks
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh
 
 from txl_jax.config import MeshConfig
 from txl_jax.ops import add_and_norm as lib
@@ -18,7 +16,7 @@ from txl_jax.parallel import mesh as mesh_lib
 
 # B, T, D, dropout rate, uses of the result
 CASES = {
-  'dropout': (2, 18, 256, 0.25, 2),
+  'dropout': (2, 18, 384, 0.25, 2),
   'a wide row': (1, 44, 1024, 0.1, 1),
   'without dropout': (3, 8, 512, 0.0, 2),
 }
@@ -28,9 +26,6 @@ LARGE = {
 }
 EPSILON = 1e-5
 NAMES = ('out', 'x', 'branch', 'bias', 'scale', 'shift')
-new_enough = pytest.mark.skipif(
-  jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
-)
 
 
 def _operands(case, dtype=jnp.bfloat16):
@@ -47,7 +42,6 @@ def _operands(case, dtype=jnp.bfloat16):
   return (*rows[:2], *weights), tuple(rows[2:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _results(rate, implementation, operands, gradients):
   """The output, and the gradients of all operands."""
 
@@ -65,57 +59,46 @@ def _results(rate, implementation, operands, gradients):
 
 
 def _assert_as_close_as_xla(case):
-  operands, gradients = _operands(case)
-  rate = case[3]
-  wide = jax.tree.map(lambda x: x.astype(jnp.float32), (operands, gradients))
-  exact = _results(rate, 'xla', *wide)
-  ours = _results(rate, 'auto', operands, gradients)
-  theirs = _results(rate, 'xla', operands, gradients)
-  for name, *found, expected in zip(NAMES, ours, theirs, exact, strict=True):
-    errors = [
-      float(jnp.abs(x.astype(jnp.float32) - expected).mean()) for x in found
-    ]
-    # XLA may not round the sum that is normalised, which the kernels keep.
-    assert errors[0] <= 1.5 * errors[1] + 1e-5, name
+  results = functools.partial(jax.jit(_results, static_argnums=(0, 1)), case[3])
+  # XLA may not round the sum that is normalised, which the kernels keep.
+  checks.assert_as_close_as_xla(
+    *(results, _operands(case), NAMES), slack=1.5, least=1e-5
+  )
 
 
 @pytest.fixture
 def on_hopper(monkeypatch):
-  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  monkeypatch.setattr(lib, '_LEAST_ROWS', 1)
-  # What was traced elsewhere took no kernel.
-  jax.clear_caches()
-  yield
-  jax.clear_caches()
+  with checks.on_hopper(monkeypatch, lib, '_LEAST_ROWS'):
+    yield
 
 
 @pytest.fixture
 def interpreted(on_hopper, monkeypatch):
   from txl_jax.ops import mosaic_layer_norm as kernels
-  from txl_jax.ops import mosaic_tiles
+  from txl_jax.ops import mosaic_rows, mosaic_tiles
 
-  interpreted_tiles.install(monkeypatch, mosaic_tiles)
-  # Without what is said of registers; and steps, where there are few rows.
-  monkeypatch.setattr(kernels, '_read', lambda source, *_: source[...])
-  monkeypatch.setattr(kernels, '_laid', lambda x: x)
+  # Without what is said of registers.
+  monkeypatch.setattr(mosaic_rows, 'read', lambda source, *_: source[...])
+  monkeypatch.setattr(mosaic_rows, 'laid', lambda x: x)
   monkeypatch.setattr(
-    *(kernels, '_columns'),
+    *(mosaic_rows, 'columns'),
     lambda like: lax.broadcasted_iota(jnp.uint32, like.shape, 1),
   )
-  monkeypatch.setattr(kernels, '_BLOCKS', 2)
-  caches = kernels._forward, kernels._backward
-  with interpreted_tiles.looking_for_races(*caches):
+  # There are few rows: so each block has several steps.
+  monkeypatch.setattr(kernels, 'MULTIPROCESSORS', 1)
+  both = kernels._forward, kernels._backward
+  with checks.interpreted(monkeypatch, [mosaic_tiles], both):
     yield
 
 
-@new_enough
+@checks.new_enough
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 def test_values_and_gradients_interpreted(case, interpreted, capfd):
   _assert_as_close_as_xla(case)
   assert 'RACE DETECTED' not in capfd.readouterr().out
 
 
-@pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')
+@checks.needs_hopper
 @pytest.mark.parametrize(
   'case', [*CASES.values(), *LARGE.values()], ids=[*CASES, *LARGE]
 )
@@ -123,16 +106,11 @@ def test_it_is_as_close_as_xla_to_float32(case, on_hopper):
   _assert_as_close_as_xla(case)
 
 
-@new_enough
+@checks.new_enough
 def test_it_compiles_for_an_h200(on_hopper):
-  from jax._src.mesh import AbstractDevice, use_abstract_mesh
-
-  device = AbstractDevice('NVIDIA H200', None, 'gpu')
-  with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-    lowered = _results.trace(0.25, 'auto', *_operands(CASES['dropout'])).lower(
-      lowering_platforms=('cuda',)
-    )
-  assert lowered.as_text().count('custom_call @mosaic_gpu') == 2
+  results = functools.partial(_results, 0.25)
+  operands = _operands(CASES['dropout'])
+  assert checks.kernels_for_an_h200(results, operands) == 2
 
 
 def _plain(monkeypatch):
@@ -143,20 +121,18 @@ def _plain(monkeypatch):
     return layer_norm(x + branch, scale, shift, static.epsilon), x + branch
 
   def gradients(static, gradients, total, scale, words_BT):
-    def back(x):
-      return jax.vjp(lambda *y: layer_norm(*y, static.epsilon), *x)[1]
+    def norm(*operands):
+      return layer_norm(*operands, static.epsilon)
 
-    gradient = sum(gradients)
-    dx, dscale, dshift = back((total, scale, scale))(gradient)
+    back = jax.vjp(norm, total, scale, scale)[1]
+    dx, dscale, dshift = back(sum(gradients))
     dbranch = _dropped(static, dx, words_BT)
     sums = dscale, dshift, dbranch.sum((0, 1))
     return dx, dbranch, jnp.stack(sums)[None]
 
   monkeypatch.setattr(lib, '_normed', normed)
   monkeypatch.setattr(lib, '_gradients', gradients)
-  monkeypatch.setattr(
-    lib, 'takes_kernels', lambda implementation, *_: implementation == 'auto'
-  )
+  monkeypatch.setattr(lib, 'takes_kernels', lambda name, *_: name == 'auto')
 
 
 def _dropped(static, x_BTD, words_BT):
@@ -165,19 +141,12 @@ def _dropped(static, x_BTD, words_BT):
   return jnp.where(kept, x_BTD / (1 - static.rate), 0)
 
 
-@pytest.mark.parametrize('mesh', [None, MeshConfig(data=2, fsdp=2)])
+@pytest.mark.parametrize('mesh', checks.MESHES)
 def test_around_the_kernels_all_is_the_same(mesh, monkeypatch):
   _plain(monkeypatch)
+  results = functools.partial(_results, 0.25)
   operands = _operands((8, 16, 64, 0.25, 2), jnp.float32)
-  expected = _results(0.25, 'xla', *operands)
-  if mesh is None:
-    found = _results(0.25, 'auto', *operands)
-  else:
-    with mesh_lib.sharded(mesh_lib.make_mesh(mesh, jax.devices()[:4])):
-      compiled = _results.lower(0.25, 'auto', *operands).compile()
-    found = compiled(*operands)
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+  checks.assert_the_same(results, operands, mesh)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +156,7 @@ def test_around_the_kernels_all_is_the_same(mesh, monkeypatch):
     dict(dtype=jnp.float32),
     dict(branch=jnp.float32),
     dict(T=513),
-    dict(D=384),
+    dict(D=448),
     dict(B=4),
   ],
 )

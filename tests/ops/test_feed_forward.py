@@ -2,12 +2,10 @@
 
 import functools
 
-import interpreted_tiles
 import jax
 import jax.numpy as jnp
-import numpy as np
+import kernel_checks as checks
 import pytest
-from jax.sharding import AbstractMesh
 
 from txl_jax.config import MeshConfig
 from txl_jax.ops import dropout, hopper
@@ -25,9 +23,6 @@ LARGE = {
   'enwik8, 24 layers': (16, 768, 1024, 3072, 0.15),
 }
 NAMES = ('out', 'x', 'w', 'bias', 'w_out')
-new_enough = pytest.mark.skipif(
-  jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
-)
 
 
 def _operands(case, dtype=jnp.bfloat16):
@@ -41,7 +36,6 @@ def _operands(case, dtype=jnp.bfloat16):
   ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _results(rate, implementation, *operands):
   """The output, and the gradients of all operands."""
   *operands, gradient = operands
@@ -57,26 +51,16 @@ def _results(rate, implementation, *operands):
 
 
 def _assert_as_close_as_xla(case, slack):
-  operands = _operands(case)
-  wide = [x.astype(jnp.float32) for x in operands]
-  exact = _results(case[-1], 'xla', *wide)
-  ours = _results(case[-1], 'auto', *operands)
-  theirs = _results(case[-1], 'xla', *operands)
-  for name, *found, expected in zip(NAMES, ours, theirs, exact):
-    errors = [
-      float(jnp.abs(x.astype(jnp.float32) - expected).mean()) for x in found
-    ]
-    assert errors[0] <= slack * errors[1], name
+  results = functools.partial(
+    jax.jit(_results, static_argnums=(0, 1)), case[-1]
+  )
+  checks.assert_as_close_as_xla(results, _operands(case), NAMES, slack=slack)
 
 
 @pytest.fixture
 def on_hopper(monkeypatch):
-  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  monkeypatch.setattr(lib, '_LEAST_BLOCKS', 1)
-  # What was traced elsewhere took no kernel.
-  jax.clear_caches()
-  yield
-  jax.clear_caches()
+  with checks.on_hopper(monkeypatch, lib, '_LEAST_BLOCKS'):
+    yield
 
 
 @pytest.fixture
@@ -84,14 +68,13 @@ def interpreted(on_hopper, monkeypatch):
   from txl_jax.ops import mosaic_dropout, mosaic_products, mosaic_tiles
   from txl_jax.ops import mosaic_feed_forward as kernels
 
-  interpreted_tiles.install(
-    monkeypatch, mosaic_dropout, mosaic_products, mosaic_tiles
-  )
-  with interpreted_tiles.looking_for_races(kernels._forward, kernels._backward):
+  modules = mosaic_dropout, mosaic_products, mosaic_tiles
+  both = kernels._forward, kernels._backward
+  with checks.interpreted(monkeypatch, modules, both):
     yield
 
 
-@new_enough
+@checks.new_enough
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 def test_values_and_gradients_interpreted(case, interpreted, capfd):
   # How a CPU rounds products of bfloat16 depends on the CPU.
@@ -99,7 +82,7 @@ def test_values_and_gradients_interpreted(case, interpreted, capfd):
   assert 'RACE DETECTED' not in capfd.readouterr().out
 
 
-@pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')
+@checks.needs_hopper
 @pytest.mark.parametrize(
   'case', [*CASES.values(), *LARGE.values()], ids=[*CASES, *LARGE]
 )
@@ -108,17 +91,11 @@ def test_it_is_as_close_as_xla_to_float32(case, on_hopper):
     _assert_as_close_as_xla(case, slack=1.0)
 
 
-@new_enough
+@checks.new_enough
 def test_it_compiles_for_an_h200(on_hopper):
-  from jax._src.mesh import AbstractDevice, use_abstract_mesh
-
+  results = functools.partial(_results, 0.25)
   operands = _operands(CASES['dropout'])
-  device = AbstractDevice('NVIDIA H200', None, 'gpu')
-  with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-    lowered = _results.trace(0.25, 'auto', *operands).lower(
-      lowering_platforms=('cuda',)
-    )
-  assert lowered.as_text().count('custom_call @mosaic_gpu') == 2
+  assert checks.kernels_for_an_h200(results, operands) == 2
 
 
 def _plain(monkeypatch):
@@ -142,20 +119,12 @@ def _plain(monkeypatch):
   )
 
 
-@pytest.mark.parametrize('mesh', [None, MeshConfig(data=2, fsdp=2)])
+@pytest.mark.parametrize('mesh', checks.MESHES)
 def test_around_the_kernels_all_is_the_same(mesh, monkeypatch):
   _plain(monkeypatch)
-  case = (8, 128, 64, 128, 0.25)
-  operands = _operands(case, jnp.float32)
-  expected = _results(0.25, 'xla', *operands)
-  if mesh is None:
-    found = _results(0.25, 'auto', *operands)
-  else:
-    with mesh_lib.sharded(mesh_lib.make_mesh(mesh, jax.devices()[:4])):
-      compiled = _results.lower(0.25, 'auto', *operands).compile()
-    found = compiled(*operands)
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+  results = functools.partial(_results, 0.25)
+  operands = _operands((8, 128, 64, 128, 0.25), jnp.float32)
+  checks.assert_the_same(results, operands, mesh)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from txl_jax.config import ModelConfig
 from txl_jax.model.widths import widths
 from txl_jax.ops.cached_attention import Slots, cached_attention
 from txl_jax.ops.dropout import seed_of
-from txl_jax.ops.products import join_heads, project, project_both
+from txl_jax.ops.products import join_heads, project
+from txl_jax.ops.projections import projections
 from txl_jax.ops.relative_attention import key_places, relative_attention
 from txl_jax.ops.sinusoids import Sinusoids
 
@@ -42,7 +43,7 @@ class Attention(nn.Module):
     positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
-  ) -> tuple[jax.Array, KeysAndValues | Slots]:
+  ) -> tuple[jax.Array, KeysAndValues | Slots, jax.Array]:
     """Attends to memory and segment.
 
     Args:
@@ -54,14 +55,16 @@ class Attention(nn.Module):
       first_BT: the first key that each query sees.
 
     Returns:
-      The output [B, T, D], and the keys and values of the T positions, or the
-      slots with them.
+      The output [B, T, D], the keys and values of the T positions, or the slots
+      with them, and the input as it is, for what else it is used for: then
+      their gradients may be added up together.
     """
     config = self.config
     D, C, _ = widths(config, self.padded)
     H = config.n_heads
     w_k, w_v = self.kernel('key', D, H, C), self.kernel('value', D, H, C)
-    q_BTHC = project(hidden_BTD, self.kernel('query', D, H, C))
+    w_q = self.kernel('query', D, H, C)
+    q_BTHC = project(hidden_BTD, w_q)
     new = (project(hidden_BTD, w_k), project(hidden_BTD, w_v))
     w_o = self.kernel('output', H, C, D)
     if isinstance(memory, Slots):
@@ -70,15 +73,16 @@ class Attention(nn.Module):
         *(q_BTHC, slots, *self.biases(shared_biases), first_BT),
         config.attention_implementation,
       )
-      return join_heads(out_BTHC, w_o), slots
+      return join_heads(out_BTHC, w_o), slots, hidden_BTD
     if isinstance(memory, tuple):
       k_BKHC, v_BKHC = (
         jnp.concatenate(both, axis=1) for both in zip(memory, new)
       )
     else:
-      n_places = self.key_places(memory.shape[1] + hidden_BTD.shape[1])
-      k_BKHC, v_BKHC = (
-        project_both(memory, hidden_BTD, w, n_places) for w in (w_k, w_v)
+      q_BTHC, k_BKHC, v_BKHC, hidden_BTD = projections(
+        *(memory, hidden_BTD, (w_q, w_k, w_v)),
+        self.key_places(memory.shape[1] + hidden_BTD.shape[1]),
+        implementation=config.attention_implementation,
       )
     rate = config.attention_dropout if self.train else 0.0
     out_BTHC = self.attend(
@@ -91,7 +95,7 @@ class Attention(nn.Module):
       dropout_rate=rate,
       dropout_seed=seed_of(self.make_rng('dropout')) if rate else None,
     )
-    return join_heads(out_BTHC, w_o), new
+    return join_heads(out_BTHC, w_o), new, hidden_BTD
 
   def key_places(self, n_keys: int) -> int:
     """For how many keys there is to be room; nobody sees the rest."""

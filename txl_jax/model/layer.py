@@ -160,7 +160,7 @@ class Layer(nn.Module):
       add_positions = ablations.LearnedPositions(config, name='positions')
       hidden_BTD = add_positions(hidden_BTD)
     before = attention_norm if config.pre_norm else lambda x: x
-    attended_BTD, remembered = attention(
+    attended_BTD, remembered, passed_BTD = attention(
       before(hidden_BTD),
       memory if projected else before(memory),
       positions,

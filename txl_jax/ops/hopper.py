@@ -15,7 +15,7 @@ KERNEL_TILE, KERNEL_WIDTHS = 64, (64, 128)
 # Rows and columns of a product that the feed-forward network's kernels take.
 KERNEL_SIDE = 2 * KERNEL_TILE
 # Rows that a kernel normalises at once, and columns that a warp holds of one.
-NORM_ROWS, NORM_COLUMNS = 4, 256
+NORM_ROWS, NORM_COLUMNS = 4, 128
 # Rows behind the last of a table of positions that they may touch.
 TABLE_MARGIN = KERNEL_TILE + 32
 

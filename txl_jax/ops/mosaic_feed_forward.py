@@ -1,8 +1,7 @@
 """Products of the feed-forward network on Hopper, with what follows them.
 
 XLA writes a product, and then reads it to add the bias, apply ReLU and drop
-out, or to apply their gradient. Here a block does that to what it holds in
-registers, while another one on the same multiprocessor multiplies.
+out, or to apply their gradient. Here a block does that before it writes.
 """
 
 import functools
@@ -18,15 +17,16 @@ from txl_jax.ops import mosaic_dropout
 from txl_jax.ops import mosaic_products as products
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.hopper import KERNEL_SIDE as SIDE
+from txl_jax.ops.mosaic_product_block import (
+  PLACES,
+  STAGES,
+  Block,
+  operands,
+  product_kernel,
+  tile_at,
+)
 from txl_jax.ops.mosaic_tiles import TILE
 
-# Steps whose operands are fetched at once, each 64 of the axis that is summed
-# over: as many as leave room for a second block.
-_STAGES = 3
-# Rows of blocks that go through the columns together, as they share operands.
-_BAND = 8
-# First rows and columns of the tiles that the result of a block consists of.
-_PLACES = [(row, column) for row in (0, TILE) for column in (0, TILE)]
 # Arrays on the device: what each kernel reads, and what it writes.
 _FORWARD = ('left', 'right', 'bias', 'words', 'out')
 _BACKWARD = ('left', 'right', 'inner', 'out', 'sums')
@@ -81,9 +81,10 @@ class _Static(NamedTuple):
 @functools.cache
 def _forward(R: int, D: int, F: int, rate: float) -> Any:
   out_type = jax.ShapeDtypeStruct((R, F), jnp.bfloat16)
-  room = dict(left=_operands(SIDE, TILE), right=_operands(TILE, SIDE))
+  room = dict(left=operands(SIDE, TILE), right=operands(TILE, SIDE))
   static = _Static((R // SIDE, F // SIDE), D // TILE, rate)
-  return _kernel(_Forward.body(static, _FORWARD), static, out_type, room)
+  body = _Forward.body(static, _FORWARD)
+  return product_kernel(body, static.n_blocks, out_type, room, 2)
 
 
 @functools.cache
@@ -92,99 +93,26 @@ def _backward(R: int, D: int, F: int, rate: float) -> Any:
     jax.ShapeDtypeStruct((R, F), jnp.bfloat16),
     jax.ShapeDtypeStruct((R // SIDE, F), jnp.float32),
   ]
-  room = dict(left=_operands(SIDE, TILE), right=_operands(SIDE, TILE))
+  room = dict(left=operands(SIDE, TILE), right=operands(SIDE, TILE))
   room |= dict(sums=plgpu.SMEM((SIDE,), jnp.float32))
   # What each of four warps adds up.
   room |= dict(of_warps=plgpu.SMEM((4 * TILE,), jnp.float32))
   static = _Static((R // SIDE, F // SIDE), D // TILE, rate)
-  return _kernel(_Backward.body(static, _BACKWARD), static, out_type, room)
+  body = _Backward.body(static, _BACKWARD)
+  return product_kernel(body, static.n_blocks, out_type, room, 2)
 
 
-def _kernel(body: Any, static: _Static, out_type: Any, room: dict) -> Any:
-  n_rows, n_columns = static.n_blocks
-  loaded = plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES)
-  return plgpu.kernel(
-    body,
-    out_type=out_type,
-    scratch_types=dict(loaded=loaded, **room),
-    grid=(n_rows * n_columns,),
-    grid_names=('block',),
-    compiler_params=tiles.PARAMS,
-  )
-
-
-def _operands(*shape: int) -> Any:
-  return tiles.shared_array(_STAGES, *shape)
-
-
-class _Block(tiles.Block):
-  """A block of either kernel: 128 rows and columns of a product."""
-
-  def __init__(self, *given: Any):
-    super().__init__(*given)
-    at, n_blocks = lax.axis_index('block'), self._static.n_blocks
-    row, column = plgpu.planar_snake(at, n_blocks, 0, _BAND)
-    self._rows, self._columns = row * SIDE, column * SIDE
-
-  def run(self) -> None:
-    """Everything."""
-    for n in range(_STAGES):
-      self._fetch(n)
-    self._finish(
-      products.sum_of_products((SIDE, SIDE), self._n_steps, self._step)
-    )
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-  @property
-  def _n_steps(self) -> int:
-    return self._static.n_steps
-
-  def _step(self, n: Any, multiply: Any) -> None:
-    """Multiplies the operands of a step, while the one before it ends."""
-    stage = lax.rem(n, _STAGES)
-    plgpu.barrier_wait(self._shared.loaded.at[stage])
-    multiply(self._shared.left.at[stage], self._right(stage))
-    # All are done with what the step before has read.
-    tiles.meet()
-    pl.when(n > 0)(lambda: self._fetch(n + _STAGES - 1))
-
-  def _fetch(self, n: Any) -> None:
-    """Begins to fetch the operands of a step, if there is one."""
-    raise NotImplementedError
-
-  def _right(self, stage: Any) -> Any:
-    """The right operand, in shared memory."""
-    raise NotImplementedError
-
-  def _finish(self, product: jax.Array) -> None:
-    """Writes what is made of the product."""
-    raise NotImplementedError
-
-  def _copy(self, n: Any, left: Any, right: Any) -> None:
-    stage = lax.rem(n, _STAGES)
-    loaded = self._shared.loaded.at[stage]
-    plgpu.copy_gmem_to_smem(left, self._shared.left.at[stage], loaded)
-    plgpu.copy_gmem_to_smem(right, self._shared.right.at[stage], loaded)
-
-  def _write(self, x: jax.Array, room: Any, row: int, column: int) -> None:
-    """A tile of the result, by way of shared memory."""
-    room[...] = x.astype(jnp.bfloat16)
-    plgpu.commit_smem()
-    place = _tile(self._rows + row), _tile(self._columns + column)
-    plgpu.copy_smem_to_gmem(room, self._device.out.at[place])
-
-
-class _Forward(_Block):
+class _Forward(Block):
   """Adds the bias, applies ReLU and drops out."""
 
   def _fetch(self, n: Any) -> None:
-    device, along = self._device, _tile(n * TILE)
+    device, along = self._device, tile_at(n * TILE)
 
     @pl.when(n < self._n_steps)
     def _():
       left = device.left.at[pl.ds(self._rows, SIDE), along]
       right = device.right.at[along, pl.ds(self._columns, SIDE)]
-      self._copy(n, left, right)
+      self._copy(n, [left], right)
 
   def _right(self, stage: Any) -> Any:
     return self._shared.right.at[stage]
@@ -193,7 +121,7 @@ class _Forward(_Block):
     device, rate = self._device, self._static.rate
     # All are done with the operands: there is room for the result.
     tiles.meet()
-    for row, column in _PLACES:
+    for row, column in PLACES:
       x = product[row : row + TILE, column : column + TILE]
       first = self._columns + column
       x += products.along(device.bias, first, 1)
@@ -201,39 +129,41 @@ class _Forward(_Block):
       if rate:
         words = products.along(device.words, self._rows + row, 0)
         x = jnp.where(mosaic_dropout.hidden_kept(words, first, rate), x, 0.0)
-      room = self._shared.left.at[row // TILE, _tile(column)]
+      room = self._shared.left.at[row // TILE, tile_at(column)]
       self._write(x, room, row, column)
 
 
-class _Backward(_Block):
+class _Backward(Block):
   """Applies the gradient of dropout and ReLU, and adds up rows."""
 
   def _fetch(self, n: Any) -> None:
-    device, along = self._device, _tile(n * TILE)
+    device, along = self._device, tile_at(n * TILE)
     rows, columns = (pl.ds(x, SIDE) for x in (self._rows, self._columns))
 
     @pl.when(n < self._n_steps)
     def _():
-      self._copy(
-        n, device.left.at[rows, along], device.right.at[columns, along]
-      )
+      left, right = device.left.at[rows, along], device.right.at[columns, along]
+      self._copy(n, [left], right)
 
     # What the product is masked by comes in the place of a step's operands.
     @pl.when(n == self._n_steps)
     def _():
-      halves = (_tile(self._columns + column) for column in (0, TILE))
-      self._copy(n, *(device.inner.at[rows, half] for half in halves))
+      left, right = (
+        device.inner.at[rows, tile_at(self._columns + column)]
+        for column in (0, TILE)
+      )
+      self._copy(n, [left], right)
 
   def _right(self, stage: Any) -> Any:
     return self._shared.right.at[stage].T
 
   def _finish(self, product: jax.Array) -> None:
     shared, scale = self._shared, 1 / (1 - self._static.rate)
-    stage = self._n_steps % _STAGES
+    stage = self._n_steps % STAGES
     plgpu.barrier_wait(shared.loaded.at[stage])
     sums = [None, None]
-    for row, column in _PLACES:
-      half = (shared.left, shared.right)[column // TILE].at[stage, _tile(row)]
+    for row, column in PLACES:
+      half = (shared.left, shared.right)[column // TILE].at[stage, tile_at(row)]
       x = product[row : row + TILE, column : column + TILE] * scale
       x = jnp.where(tiles.load(half).astype(jnp.float32) > 0, x, 0.0)
       tiles.meet()
@@ -241,11 +171,7 @@ class _Backward(_Block):
       above = sums[column // TILE]
       sums[column // TILE] = x if above is None else above + x
     for n, x in enumerate(sums):
-      shared.sums[_tile(n * TILE)] = products.column_sums(x, shared.of_warps)
+      shared.sums[tile_at(n * TILE)] = products.column_sums(x, shared.of_warps)
     plgpu.commit_smem()
     place = lax.div(self._rows, SIDE), pl.ds(self._columns, SIDE)
     plgpu.copy_smem_to_gmem(shared.sums, self._device.sums.at[place])
-
-
-def _tile(first: Any) -> Any:
-  return pl.ds(first, TILE)

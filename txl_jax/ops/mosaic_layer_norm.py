@@ -7,6 +7,7 @@ at a time, one a warp, while copies bring those that come next.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +16,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from txl_jax.ops import dropout
+from txl_jax.ops import dropout, mosaic_rows
 from txl_jax.ops import mosaic_tiles as tiles
 from txl_jax.ops.hopper import MULTIPROCESSORS
-from txl_jax.ops.hopper import NORM_COLUMNS as COLUMNS
-from txl_jax.ops.hopper import NORM_ROWS as ROWS
+from txl_jax.ops.mosaic_rows import ROWS, in_all, mean
 
 # How often rows are fetched ahead.
 _STAGES = 3
-_BLOCKS = 2 * MULTIPROCESSORS
+# Blocks of a multiprocessor, for columns up to so many: wide rows take all
+# registers in the backward pass.
+_BLOCKS = {512: 3, math.inf: 2}
 _IN_BOUNDS = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
 # Arrays on the device: what each kernel reads, and what it writes.
 _FORWARD = ('x', 'branch', 'bias', 'scale', 'shift', 'words', 'out', 'total')
@@ -44,7 +46,7 @@ def forward(
   """layer_norm(t) and t = x + dropout(branch + bias), bfloat16 [R, D].
 
   Args:
-    x_RD: bfloat16; R a multiple of 4, D of 256.
+    x_RD: bfloat16; R a multiple of 4, D of 128.
     branch_RD: bfloat16.
     bias_D: float32.
     scale_D: float32, the gain.
@@ -70,7 +72,7 @@ def backward(
   """The gradients, given those of all uses of the result.
 
   Args:
-    gradients: of each, bfloat16 [R, D]; R a multiple of 4, D of 256.
+    gradients: of each, bfloat16 [R, D]; R a multiple of 4, D of 128.
     total_RD: t, from `forward`.
     scale_D: float32.
     words_R: as in `forward`.
@@ -91,17 +93,20 @@ class _Static(NamedTuple):
 
   fetched: tuple[str, ...]  # arrays whose rows are, the results in their place
   n_groups: int  # of rows
+  n_blocks: int
   rate: float
   epsilon: float
 
-  @property
-  def n_blocks(self) -> int:
-    return min(_BLOCKS, self.n_groups)
+
+def _divided(R: int, D: int) -> tuple[int, int]:
+  """Groups of rows, and blocks that go through them."""
+  each = next(n for width, n in _BLOCKS.items() if D <= width)
+  return R // ROWS, min(each * MULTIPROCESSORS, R // ROWS)
 
 
 @functools.cache
 def _forward(R: int, D: int, rate: float, epsilon: float) -> Any:
-  static = _Static(('x', 'branch'), R // ROWS, rate, epsilon)
+  static = _Static(('x', 'branch'), *_divided(R, D), rate, epsilon)
   like = jax.ShapeDtypeStruct((R, D), jnp.bfloat16)
   return _kernel(_Forward.body(static, _FORWARD), static, D, [like] * 2)
 
@@ -109,7 +114,7 @@ def _forward(R: int, D: int, rate: float, epsilon: float) -> Any:
 @functools.cache
 def _backward(R: int, D: int, n_uses: int, rate: float, epsilon: float) -> Any:
   uses = [f'use_{n}' for n in range(n_uses)]
-  static = _Static((*uses, 'total'), R // ROWS, rate, epsilon)
+  static = _Static((*uses, 'total'), *_divided(R, D), rate, epsilon)
   like = jax.ShapeDtypeStruct((R, D), jnp.bfloat16)
   sums = jax.ShapeDtypeStruct((static.n_blocks, 3, D), jnp.float32)
   room = dict(of_warps=plgpu.SMEM((ROWS, D), jnp.float32))
@@ -122,12 +127,12 @@ def _kernel(
   body: Any, static: _Static, D: int, out_type: list, **room: Any
 ) -> Any:
   fetched = static.fetched
-  rows = plgpu.SMEM((_STAGES, ROWS, D), jnp.bfloat16)
+  room |= dict.fromkeys(fetched, plgpu.SMEM((_STAGES, ROWS, D), jnp.bfloat16))
   loaded = plgpu.Barrier(num_arrivals=len(fetched), num_barriers=_STAGES)
   return plgpu.kernel(
     body,
     out_type=out_type,
-    scratch_types=dict(loaded=loaded, **dict.fromkeys(fetched, rows), **room),
+    scratch_types=dict(loaded=loaded, **room),
     grid=(static.n_blocks,),
     grid_names=('block',),
     compiler_params=tiles.PARAMS,
@@ -135,7 +140,13 @@ def _kernel(
 
 
 class _Block(tiles.Block):
-  """A block of either kernel, which goes through the rows with all others."""
+  """A block of either kernel, which goes through the rows with all others.
+
+  Attributes:
+    results: the arrays that are written.
+  """
+
+  results = ()
 
   def __init__(self, *given: Any):
     super().__init__(*given)
@@ -172,7 +183,7 @@ class _Block(tiles.Block):
   def _words(self, n: Any) -> jax.Array:
     """Dropout's of a step, or of the first if there is none."""
     n = jnp.where(n < self._n_steps, n, 0)
-    return _read(self._device.words.at[self._place(n)], 1)
+    return mosaic_rows.read(self._device.words.at[self._place(n)], 1)
 
   def _step(self, n: Any, state: tuple) -> tuple:
     """Takes in the rows of a step, and writes what comes out."""
@@ -181,7 +192,8 @@ class _Block(tiles.Block):
     stage = lax.rem(n, _STAGES)
     plgpu.barrier_wait(self._shared.loaded.at[stage])
     fetched = [getattr(self._shared, x).at[stage] for x in self._static.fetched]
-    results, sums = self._compute(map(_rows, fetched), words, sums)
+    arrays = map(mosaic_rows.wide, fetched)
+    results, sums = self._compute(arrays, words, sums)
     # What the step before has written is on its way, and its room free.
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     tiles.meet()
@@ -189,20 +201,17 @@ class _Block(tiles.Block):
     for room, result in zip(fetched, results):
       room[...] = result.astype(jnp.bfloat16)
     plgpu.commit_smem()
-    for room, target in zip(fetched, self._targets()):
-      plgpu.copy_smem_to_gmem(room, target.at[self._place(n)])
+    for room, name in zip(fetched, self.results):
+      target = getattr(self._device, name).at[self._place(n)]
+      plgpu.copy_smem_to_gmem(room, target)
     return later, sums
 
   def _begin(self) -> tuple[jax.Array, ...]:
     """What is summed up over the steps, before the first."""
     return ()
 
-  def _compute(self, rows: Any, words: jax.Array, sums: tuple) -> tuple:
-    """What is made of rows of the arrays that are fetched, and the sums."""
-    raise NotImplementedError
-
-  def _targets(self) -> tuple:
-    """Where the results go."""
+  def _compute(self, arrays: Any, words: jax.Array, sums: tuple) -> tuple:
+    """What is made of the rows that were fetched, and the sums."""
     raise NotImplementedError
 
   def _finish(self, sums: tuple) -> None:
@@ -213,32 +222,30 @@ class _Block(tiles.Block):
 
     Read again in each step: there are registers for the sums alone.
     """
-    line = _read(getattr(self._device, name), 0)
-    return _laid(lax.broadcast_in_dim(line, (ROWS, *line.shape), [1]))
+    return mosaic_rows.line(getattr(self._device, name))
 
   def _dropped(self, x: jax.Array, words: jax.Array) -> jax.Array:
     rate = self._static.rate
     if not rate:
       return x
-    keep = dropout.kept(_in_all(words, x), _columns(x), rate)
+    keep = dropout.kept(in_all(words, x), mosaic_rows.columns(x), rate)
     return jnp.where(keep, x * (1 / (1 - rate)), 0.0)
 
   def _normed(self, total: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Without gain and shift, and one over the deviation."""
-    centred = total - _in_all(_mean(total), total)
-    variance = _mean(centred * centred)
-    inverse = _in_all(lax.rsqrt(variance + self._static.epsilon), total)
+    centred = total - in_all(mean(total), total)
+    variance = mean(centred * centred)
+    inverse = in_all(lax.rsqrt(variance + self._static.epsilon), total)
     return centred * inverse, inverse
 
 
 class _Forward(_Block):
   """Adds, and normalises the sum."""
 
-  def _targets(self) -> tuple:
-    return self._device.out, self._device.total
+  results = ('out', 'total')
 
-  def _compute(self, rows: Any, words: jax.Array, sums: tuple) -> tuple:
-    x, branch = rows
+  def _compute(self, arrays: Any, words: jax.Array, sums: tuple) -> tuple:
+    x, branch = arrays
     branch = self._dropped(branch + self._line('bias'), words)
     total = x + branch
     normed, _ = self._normed(total)
@@ -249,21 +256,18 @@ class _Forward(_Block):
 class _Backward(_Block):
   """The gradients of both terms of the sum, and sums over rows."""
 
-  def _targets(self) -> tuple:
-    return self._device.dx, self._device.dbranch
+  results = ('dx', 'dbranch')
 
   def _begin(self) -> tuple[jax.Array, ...]:
-    D = self._device.total.shape[1]
-    return (_laid(jnp.zeros((ROWS, D), jnp.float32)),) * 3
+    return (mosaic_rows.zeros(self._device.total.shape[1]),) * 3
 
-  def _compute(self, rows: Any, words: jax.Array, sums: tuple) -> tuple:
-    first, *others, total = rows
+  def _compute(self, arrays: Any, words: jax.Array, sums: tuple) -> tuple:
+    first, *others, total = arrays
     gradient = sum(others, first)
     normed, inverse = self._normed(total)
     dnormed = gradient * self._line('scale')
-    along = _in_all(_mean(dnormed * normed), total)
-    mean = _in_all(_mean(dnormed), total)
-    dx = (dnormed - mean - normed * along) * inverse
+    along = in_all(mean(dnormed * normed), total)
+    dx = (dnormed - in_all(mean(dnormed), total) - normed * along) * inverse
     dbranch = self._dropped(dx, words)
     terms = gradient * normed, gradient, dbranch
     return (dx, dbranch), tuple(map(jnp.add, sums, terms))
@@ -278,41 +282,3 @@ class _Backward(_Block):
       tiles.meet()
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(shared.sums, self._device.sums.at[self._at])
-
-
-def _layout() -> Any:
-  """How rows lie in registers."""
-  tiling = plgpu.Tiling(((ROWS, COLUMNS), (COLUMNS // 32,)))
-  return plgpu.Layout.TILED(tiling, (-3,), (-2,), -1)
-
-
-def _read(source: Any, *reduced: int) -> jax.Array:
-  """Rows, or what has lost an axis of them."""
-  layout = _layout()
-  for axis in reduced:
-    layout = layout.reduce(axis)
-  return plgpu.load(source, layout=layout, optimized=False)
-
-
-def _laid(x: jax.Array) -> jax.Array:
-  return plgpu.layout_cast(x, _layout())
-
-
-def _columns(like: jax.Array) -> jax.Array:
-  """The number of each column, uint32."""
-  return plgpu.broadcasted_iota(jnp.uint32, like.shape, 1, layout=_layout())
-
-
-def _rows(source: Any) -> jax.Array:
-  """Rows from shared memory, float32."""
-  return _read(source).astype(jnp.float32)
-
-
-def _in_all(numbers: jax.Array, like: jax.Array) -> jax.Array:
-  """A number for each row, in all of its columns."""
-  return _laid(lax.broadcast_in_dim(numbers, like.shape, [0]))
-
-
-def _mean(x: jax.Array) -> jax.Array:
-  """Of each row."""
-  return x.sum(axis=1) * (1 / x.shape[1])

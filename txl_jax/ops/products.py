@@ -72,7 +72,7 @@ def project_both(
 def _product_of_both(
   length: int, memory_BMD: jax.Array, hidden_BTD: jax.Array, w_DE: jax.Array
 ) -> jax.Array:
-  whole_BLD = _joined(length, memory_BMD, hidden_BTD)
+  whole_BLD = joined(length, memory_BMD, hidden_BTD)
   return jnp.einsum('bld,de->ble', *apart(whole_BLD, w_DE))
 
 
@@ -85,7 +85,7 @@ def _backward_of_both(
 ) -> tuple[jax.Array, ...]:
   memory_BMD, hidden_BTD, w_DE = saved
   M, K = memory_BMD.shape[1], memory_BMD.shape[1] + hidden_BTD.shape[1]
-  whole_BLD = _joined(length, memory_BMD, hidden_BTD)
+  whole_BLD = joined(length, memory_BMD, hidden_BTD)
   # The memory's for itself, as it is hardly ever asked for.
   return (
     to_operand(gradient_BLE[:, :M], w_DE),
@@ -98,9 +98,10 @@ def _backward_of_both(
 _product_of_both.defvjp(_forward_of_both, _backward_of_both)
 
 
-def _joined(
+def joined(
   length: int, memory_BMD: jax.Array, hidden_BTD: jax.Array
 ) -> jax.Array:
+  """Memory and segment, and zeros up to this length."""
   whole_BKD = jnp.concatenate([memory_BMD, hidden_BTD], axis=1)
   B, _, D = whole_BKD.shape
   return pad(whole_BKD, (B, length, D))

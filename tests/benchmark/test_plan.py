@@ -181,7 +181,13 @@ def test_without_its_compiler_there_is_no_tpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'module, expected', [('attention', 'mosaic_gpu'), ('feed_forward', 'xla')]
+  'module, expected',
+  [
+    ('attention/attention.attend', 'mosaic_gpu'),
+    ('attention', 'xla'),
+    ('attention_norm', 'xla'),
+    ('feed_forward', 'xla'),
+  ],
 )
 def test_kernels_of_attention_are_told_from_others(module, expected):
   call = 'custom-call(x), custom_call_target="mosaic_gpu_v2"'

@@ -47,23 +47,23 @@ CONFIG = Config(
 STILL = dataclasses.replace(
   CONFIG, optimizer=OptimizerConfig(learning_rate=1e-9, average='ema')
 )
-# On Hopper its heads are attended by the kernels.
+N = jax.device_count()
+# On Hopper all of its kernels take part, unless heads are divided.
 WIDE = dataclasses.replace(
   CONFIG,
   model=ModelConfig(
     vocab_size=96,
     n_layers=2,
     n_heads=4,
-    d_model=128,
+    d_model=1152,
     d_head=64,
-    d_ff=256,
+    d_ff=2176,
     memory_length=128,
     attention_dropout=0.1,
     dtype='bfloat16',
   ),
-  train=TrainConfig(steps=50, batch_size=8, segment_length=128),
+  train=TrainConfig(steps=50, batch_size=32 * N, segment_length=128),
 )
-N = jax.device_count()
 BY_AXIS = [(N, 1, 1), (1, N, 1), (1, 1, N)]
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)] if N == 8 else BY_AXIS
 several_devices = pytest.mark.skipif(N == 1, reason='needs several devices')
@@ -87,8 +87,9 @@ def _train(
   abstract = abstract_state(init, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   state = jax.jit(init, out_shardings=shardings)()
-  tokens = np.random.default_rng(0).integers(0, 96, 3000).astype(np.uint16)
   rows, length = train.batch_size, train.segment_length
+  n_tokens = max(3000, 3 * rows * length)
+  tokens = np.random.default_rng(0).integers(0, 96, n_tokens).astype(np.uint16)
   stream = TrainStream(
     tokens, None, batch_size=rows, segment_length=length, segments_per_step=1
   )

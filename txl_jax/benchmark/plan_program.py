@@ -120,8 +120,8 @@ def _attention(model: ModelConfig, text: str) -> str:
   if model.attention_implementation != 'auto':
     return model.attention_implementation
   kernels = {'splash_mha': 'splash', 'mosaic_gpu': 'mosaic_gpu'}
-  # The feed-forward network has kernels of the same kind.
-  own = [line for line in text.splitlines() if '/attention' in line]
+  # The rest of a layer has kernels of the same kind.
+  own = [line for line in text.splitlines() if 'attention.attend/' in line]
   found = (
     name for call, name in kernels.items() if any(call in x for x in own)
   )

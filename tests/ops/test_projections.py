@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import kernel_checks as checks
+import numpy as np
 import pytest
 
 from txl_jax.ops import hopper
@@ -102,6 +103,14 @@ def test_around_the_kernel_all_is_the_same(mesh, monkeypatch):
   monkeypatch.setattr(lib, 'takes_kernel', lambda name, *_: name == 'auto')
   operands = _operands((8, 16, 24, 32, 2, 16), jnp.float32)
   checks.assert_the_same(_results, operands, mesh)
+
+
+def test_the_kernel_is_given_the_gradient_of_what_is_passed(monkeypatch):
+  monkeypatch.setattr(lib, '_gradient', lambda *operands: 2 * operands[-1])
+  monkeypatch.setattr(lib, 'takes_kernel', lambda *_: True)
+  operands, gradients = _operands((2, 16, 24, 32, 2, 16), jnp.float32)
+  of_hidden = _compiled('auto', operands, gradients)[5]
+  np.testing.assert_array_equal(of_hidden, 2 * gradients[-1])
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ class Layer(nn.Module):
       outer_BTD = drop(self, outer_BTD + bias_D, self.train)
       return hidden_BTD + outer_BTD, remembered
     hidden_BTD, again_BTD = attention_norm(
-      *(hidden_BTD, attended_BTD, None, next_dropout(self, self.train)),
+      *(passed_BTD, attended_BTD, None, next_dropout(self, self.train)),
       n_uses=2,
     )
     outer_BTD, bias_D = feed_forward(again_BTD)

@@ -38,15 +38,24 @@ def projections(
     implementation: with 'auto' or 'mosaic_gpu' a kernel for Hopper computes the
       gradient of the segment, where `takes_kernel`; else XLA does.
   """
-  w_q, w_k, w_v = weights
-  if takes_kernel(implementation, memory_BMD, hidden_BTD, w_q, length):
-    return _with_kernel(length, memory_BMD, hidden_BTD, *weights)
-  q_BTHC = products.project(hidden_BTD, w_q)
+  operands = memory_BMD, hidden_BTD, *weights
+  if takes_kernel(implementation, memory_BMD, hidden_BTD, weights[0], length):
+    return _with_kernel(length, *operands)
+  return *_projected(length, *operands), hidden_BTD
+
+
+def _projected(
+  length: int,
+  memory_BMD: jax.Array,
+  hidden_BTD: jax.Array,
+  w_q: jax.Array,
+  *others: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Queries, keys and values."""
   k_BLHC, v_BLHC = (
-    products.project_both(memory_BMD, hidden_BTD, w_DHC, length)
-    for w_DHC in (w_k, w_v)
+    products.project_both(memory_BMD, hidden_BTD, w, length) for w in others
   )
-  return q_BTHC, k_BLHC, v_BLHC, hidden_BTD
+  return products.project(hidden_BTD, w_q), k_BLHC, v_BLHC
 
 
 def takes_kernel(
@@ -86,10 +95,8 @@ def _forward(
 ) -> tuple[tuple[jax.Array, ...], tuple]:
   # As in ops/feed_forward.py.
   weights = [constrain(w, None, None, None) for w in products.apart(*weights)]
-  out = projections(
-    *(memory_BMD, hidden_BTD, weights, length), implementation='xla'
-  )
-  return out, (memory_BMD, hidden_BTD, *weights)
+  operands = memory_BMD, hidden_BTD, *weights
+  return (*_projected(length, *operands), hidden_BTD), operands
 
 
 def _backward(

@@ -183,8 +183,8 @@ def test_without_its_compiler_there_is_no_tpu(monkeypatch):
 @pytest.mark.parametrize(
   'module, expected',
   [
-    ('attention/attention.attend', 'mosaic_gpu'),
-    ('attention', 'xla'),
+    ('attention', 'mosaic_gpu'),
+    ('attention/projections', 'xla'),
     ('attention_norm', 'xla'),
     ('feed_forward', 'xla'),
   ],

@@ -13,13 +13,23 @@ from txl_jax.config import MeshConfig
 from txl_jax.ops import hopper
 from txl_jax.parallel import mesh as mesh_lib
 
-MESHES = [None, MeshConfig(data=2, fsdp=2)]
 new_enough = pytest.mark.skipif(
   jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
 )
 needs_hopper = pytest.mark.skipif(
   not hopper.on_hopper(), reason='needs a Hopper GPU'
 )
+
+
+def needs_devices(n):
+  """Skips where there are fewer."""
+  return pytest.mark.skipif(jax.device_count() < n, reason=f'needs {n} devices')
+
+
+MESHES = [
+  None,
+  pytest.param(MeshConfig(data=2, fsdp=2), marks=needs_devices(4)),
+]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from txl_jax.parallel import mesh as mesh_lib
 
 # B, T, D, dropout rate, uses of the result
 CASES = {
-  'dropout': (2, 18, 384, 0.25, 2),
+  'dropout': (2, 30, 384, 0.25, 2),
   'a wide row': (1, 44, 1024, 0.1, 1),
   'without dropout': (3, 8, 512, 0.0, 2),
 }
@@ -157,6 +157,7 @@ def test_around_the_kernels_all_is_the_same(mesh, monkeypatch):
     dict(branch=jnp.float32),
     dict(T=513),
     dict(D=448),
+    dict(D=1152),
     dict(B=4),
   ],
 )
@@ -175,6 +176,7 @@ def test_what_kernels_cannot_do_is_left_to_xla(change, monkeypatch):
   assert not taken(**sizes | change)
 
 
+@checks.needs_devices(2)
 @pytest.mark.parametrize(
   'mesh, expected',
   [

@@ -162,6 +162,7 @@ def test_a_few_rows_are_left_to_xla(monkeypatch):
   assert [_taken(rows) for rows in (1, 8, 64)] == [False, False, True]
 
 
+@checks.needs_devices(2)
 @pytest.mark.parametrize(
   'mesh, expected',
   [

@@ -109,7 +109,7 @@ def test_the_kernel_is_given_the_gradient_of_what_is_passed(monkeypatch):
   monkeypatch.setattr(lib, '_gradient', lambda *operands: 2 * operands[-1])
   monkeypatch.setattr(lib, 'takes_kernel', lambda *_: True)
   operands, gradients = _operands((2, 16, 24, 32, 2, 16), jnp.float32)
-  of_hidden = _compiled('auto', operands, gradients)[5]
+  of_hidden = _results('auto', operands, gradients)[5]
   np.testing.assert_array_equal(of_hidden, 2 * gradients[-1])
 
 

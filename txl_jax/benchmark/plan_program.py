@@ -121,7 +121,11 @@ def _attention(model: ModelConfig, text: str) -> str:
     return model.attention_implementation
   kernels = {'splash_mha': 'splash', 'mosaic_gpu': 'mosaic_gpu'}
   # The rest of a layer has kernels of the same kind.
-  own = [line for line in text.splitlines() if 'attention.attend/' in line]
+  own = [
+    line
+    for line in text.splitlines()
+    if '/attention/' in line and '/projections/' not in line
+  ]
   found = (
     name for call, name in kernels.items() if any(call in x for x in own)
   )

@@ -79,10 +79,10 @@ def takes_kernels(
     x_BTD: what goes around the sublayer.
     branch_BTD: what comes out of it.
   """
-  rows = hopper.rows_for_kernels(implementation, x_BTD)
-  whole = rows % hopper.NORM_ROWS == x_BTD.shape[-1] % hopper.NORM_COLUMNS == 0
-  alike = x_BTD.dtype == branch_BTD.dtype
-  return whole and alike and rows >= _LEAST_ROWS
+  rows, D = hopper.rows_for_kernels(implementation, x_BTD), x_BTD.shape[-1]
+  whole = rows % hopper.NORM_ROWS == D % hopper.NORM_COLUMNS == 0
+  fits = rows >= _LEAST_ROWS and D <= hopper.NORM_WIDEST
+  return whole and fits and x_BTD.dtype == branch_BTD.dtype
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,10 +12,11 @@ MULTIPROCESSORS = 132
 # Queries and keys that a kernel takes at once, and widths of heads that it has;
 # others are padded.
 KERNEL_TILE, KERNEL_WIDTHS = 64, (64, 128)
-# Rows and columns of a product that the feed-forward network's kernels take.
+# Rows and columns of a product that a block of a kernel computes.
 KERNEL_SIDE = 2 * KERNEL_TILE
-# Rows that a kernel normalises at once, and columns that a warp holds of one.
-NORM_ROWS, NORM_COLUMNS = 4, 128
+# Rows that a kernel normalises at once, columns that a warp takes at once, and
+# those for which it has registers.
+NORM_ROWS, NORM_COLUMNS, NORM_WIDEST = 4, 128, 1024
 # Rows behind the last of a table of positions that they may touch.
 TABLE_MARGIN = KERNEL_TILE + 32
 

@@ -45,8 +45,10 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
   """layer_norm(t) and t = x + dropout(branch + bias), bfloat16 [R, D].
 
+  What is normalised is the sum before it is rounded.
+
   Args:
-    x_RD: bfloat16; R a multiple of 4, D of 128.
+    x_RD: bfloat16; R a multiple of 4, D of 128 and at most 1024.
     branch_RD: bfloat16.
     bias_D: float32.
     scale_D: float32, the gain.

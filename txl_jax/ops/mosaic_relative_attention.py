@@ -25,6 +25,9 @@ from txl_jax.ops.mosaic_ranges import tiles_of
 from txl_jax.ops.mosaic_table_gradient import table_gradient
 from txl_jax.ops.mosaic_tiles import TILE
 
+# Queries for which it costs little to keep what rounding takes from values.
+_FEW = 8
+
 
 class _Static(NamedTuple):
   """What is known when it is compiled."""
@@ -157,9 +160,8 @@ def _forward(
   operands = k_BLHC, v_BLHC, r_HWC, bias_HW, first_BT
   places_2 = np.array([static.end, _start(qu_BTHC)], np.int32)
   tiles_BIS3 = _tiles(static, first_BT, k_BLHC)
-  # Of rounded values `_mean` is too coarse where gradients of scores cancel: as
-  # a rule with few queries, for which the rest takes little memory.
-  rest = qu_BTHC.shape[1] == TILE
+  # Of rounded values `_mean` is too coarse where gradients of scores cancel.
+  rest = static.n_queries <= _FEW
   split = _once_a_layer(forward, rate=static.rate, rest=rest)(
     *(qu_BTHC, *operands, tiles_BIS3, jnp.asarray(places_2), words_HBT)
   )

@@ -79,7 +79,8 @@ def takes_kernel(
   left = rows % KERNEL_SIDE, T % KERNEL_TILE, D % KERNEL_SIDE
   left += H * C % KERNEL_TILE, memory_BMD.shape[1] % _COPIED, length % _COPIED
   enough = rows * D >= _LEAST_BLOCKS * KERNEL_SIDE**2
-  return w_DHC.dtype == jnp.bfloat16 and not any(left) and enough
+  alike = memory_BMD.dtype == w_DHC.dtype == jnp.bfloat16
+  return alike and not any(left) and enough
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -136,4 +137,6 @@ def _gradient(n_before: int, *operands: Any) -> jax.Array:
   # Half a second to import, for GPUs alone.
   from txl_jax.ops import mosaic_projections as kernels
 
-  return kernels.gradient(*operands, n_before)
+  # The name tells it from the kernels of attention.
+  with jax.named_scope('projections'):
+    return kernels.gradient(*operands, n_before)

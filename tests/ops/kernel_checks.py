@@ -1,6 +1,7 @@
 """What is checked of every operator that has kernels for Hopper."""
 
 import contextlib
+import functools
 
 import interpreted_tiles
 import jax
@@ -70,14 +71,40 @@ def assert_as_close_as_xla(results, operands, names, *, slack, least=0.0):
 
 
 def kernels_for_an_h200(results, operands):
-  """How many there are in the program for one."""
+  """How many there are in the program of 'auto' for one."""
+  text = text_for_an_h200(functools.partial(results, 'auto'), *operands)
+  return text.count('custom_call @mosaic_gpu')
+
+
+def text_for_an_h200(function, *operands):
+  """The program for one, which need not be there."""
   from jax._src.mesh import AbstractDevice, use_abstract_mesh
 
   device = AbstractDevice('NVIDIA H200', None, 'gpu')
   with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-    traced = jax.jit(results, static_argnums=0).trace('auto', *operands)
-    text = traced.lower(lowering_platforms=('cuda',)).as_text()
-  return text.count('custom_call @mosaic_gpu')
+    traced = jax.jit(function).trace(*operands)
+    return traced.lower(lowering_platforms=('cuda',)).as_text()
+
+
+BY_PART = pytest.mark.parametrize(
+  'mesh, expected',
+  [
+    (MeshConfig(data=2), [False, True, False]),
+    (MeshConfig(tensor=2), [False, False, False]),
+  ],
+)
+
+
+def taken_by_two_devices(mesh, taken, enough):
+  """Of rows too few for two devices, enough, and not to be divided.
+
+  Args:
+    mesh: of them.
+    taken: whether kernels take so many rows.
+    enough: rows for one device.
+  """
+  with mesh_lib.sharded(mesh_lib.make_mesh(mesh, jax.devices()[:2])):
+    return [taken(rows) for rows in (enough, 2 * enough, 2 * enough + 1)]
 
 
 def assert_the_same(results, operands, mesh):

@@ -8,11 +8,9 @@ import kernel_checks as checks
 import pytest
 from jax import lax
 
-from txl_jax.config import MeshConfig
 from txl_jax.ops import add_and_norm as lib
 from txl_jax.ops import dropout, hopper
 from txl_jax.ops.layer_norm import layer_norm
-from txl_jax.parallel import mesh as mesh_lib
 
 # B, T, D, dropout rate, uses of the result
 CASES = {
@@ -177,13 +175,7 @@ def test_what_kernels_cannot_do_is_left_to_xla(change, monkeypatch):
 
 
 @checks.needs_devices(2)
-@pytest.mark.parametrize(
-  'mesh, expected',
-  [
-    (MeshConfig(data=2), [False, True, False]),
-    (MeshConfig(tensor=2), [False, False, False]),
-  ],
-)
+@checks.BY_PART
 def test_what_counts_is_the_part_of_a_device(mesh, expected, monkeypatch):
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
 
@@ -191,6 +183,4 @@ def test_what_counts_is_the_part_of_a_device(mesh, expected, monkeypatch):
     x_BTD = jax.ShapeDtypeStruct((rows, 512, 512), jnp.bfloat16)
     return lib.takes_kernels('auto', x_BTD, x_BTD)
 
-  with mesh_lib.sharded(mesh_lib.make_mesh(mesh, jax.devices()[:2])):
-    # Too few for two, enough, and not to be divided.
-    assert [taken(rows) for rows in (8, 16, 17)] == expected
+  assert checks.taken_by_two_devices(mesh, taken, 8) == expected

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import kernel_checks as checks
 import pytest
 
-from txl_jax.config import MeshConfig
 from txl_jax.ops import dropout, hopper
 from txl_jax.ops import feed_forward as lib
-from txl_jax.parallel import mesh as mesh_lib
 
 # B, T, D, F, dropout rate
 CASES = {
@@ -163,15 +161,7 @@ def test_a_few_rows_are_left_to_xla(monkeypatch):
 
 
 @checks.needs_devices(2)
-@pytest.mark.parametrize(
-  'mesh, expected',
-  [
-    (MeshConfig(data=2), [False, True, False]),
-    (MeshConfig(tensor=2), [False, False, False]),
-  ],
-)
+@checks.BY_PART
 def test_what_counts_is_the_part_of_a_device(mesh, expected, monkeypatch):
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  with mesh_lib.sharded(mesh_lib.make_mesh(mesh, jax.devices()[:2])):
-    # Too few for two, enough, and not to be divided.
-    assert [_taken(rows) for rows in (64, 128, 129)] == expected
+  assert checks.taken_by_two_devices(mesh, _taken, 64) == expected

@@ -3,9 +3,9 @@
 import interpreted_tiles
 import jax
 import jax.numpy as jnp
+import kernel_checks as checks
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 from txl_jax.ops import cached_attention as lib
 from txl_jax.ops import (
@@ -34,9 +34,6 @@ cases = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 alone = pytest.mark.parametrize('case', ALONE.values(), ids=ALONE)
 every_case = pytest.mark.parametrize(
   'case', (CASES | ALONE).values(), ids=CASES | ALONE
-)
-new_enough = pytest.mark.skipif(
-  jax.__version_info__ < (0, 11), reason='needs jax 0.11'
 )
 
 
@@ -109,23 +106,15 @@ def test_parts_come_together():
   np.testing.assert_allclose(found_BTHC[0, :, 0], whole, rtol=1e-5)
 
 
-@new_enough
+@checks.new_enough
 @every_case
 def test_it_compiles_for_an_h200(case):
-  from jax._src.mesh import AbstractDevice, use_abstract_mesh
-
   q_BTHC, slots, *_, v_bias_HC, first_BT = _operands(case)
-  device = AbstractDevice('NVIDIA H200', None, 'gpu')
   alone = q_BTHC.shape[1] == 1
   attend = mosaic_attention.attend_one if alone else mosaic_attention.attend
   other = q_BTHC if alone else v_bias_HC
-  with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-    lowered = (
-      jax.jit(attend)
-      .trace(q_BTHC, other, *slots, first_BT)
-      .lower(lowering_platforms=('cuda',))
-    )
-  assert 'mosaic_gpu' in lowered.as_text()
+  operands = q_BTHC, other, *slots, first_BT
+  assert 'mosaic_gpu' in checks.text_for_an_h200(attend, *operands)
 
 
 def test_where_it_is_used(monkeypatch):
@@ -155,7 +144,7 @@ def interpreted(monkeypatch):
   forget()
 
 
-@new_enough
+@checks.new_enough
 @alone
 def test_one_query_interpreted(case, interpreted, monkeypatch):
   _assert_closer_than_xla(case, monkeypatch)
@@ -169,7 +158,7 @@ def test_queries_without_a_first_key_attend_to_nothing():
   assert not both[:, 1].any() and alone.any()
 
 
-@pytest.mark.skipif(not lib.on_hopper(), reason='needs an NVIDIA Hopper GPU')
+@checks.needs_hopper
 @every_case
 def test_it_is_closer_than_xla_to_float32(case, monkeypatch):
   _assert_closer_than_xla(case, monkeypatch)

@@ -7,9 +7,9 @@ import re
 import interpreted_tiles
 import jax
 import jax.numpy as jnp
+import kernel_checks as checks
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 from txl_jax.config import MeshConfig
 from txl_jax.errors import InputError
@@ -45,9 +45,6 @@ LARGE = {
   for M in (0, T, 5 * T)
   for C, rate, span in ((41, 0.0, None), (64, 0.2, T), (128, 0.1, None))
 }
-new_enough = pytest.mark.skipif(
-  jax.__version_info__ < hopper.JAX_VERSION, reason='needs jax 0.11'
-)
 
 
 def _operands(case, dtype=jnp.bfloat16):
@@ -118,7 +115,7 @@ def interpreted(monkeypatch):
     yield
 
 
-@new_enough
+@checks.new_enough
 @pytest.mark.slow
 @pytest.mark.parametrize('case', SMALL.values(), ids=SMALL)
 def test_values_and_gradients_interpreted(case, interpreted, capfd):
@@ -143,17 +140,15 @@ def test_blocks_of_queries_that_see_some_tiles_of_keys():
   assert ranges.tolist() == [expected]
 
 
-@pytest.mark.skipif(not hopper.on_hopper(), reason='needs a Hopper GPU')
+@checks.needs_hopper
 @pytest.mark.parametrize('case', LARGE.values(), ids=LARGE)
 def test_it_is_as_close_as_xla_to_float32(case):
   _assert_as_close_as_xla(case)
 
 
-@new_enough
+@checks.new_enough
 @pytest.mark.parametrize('C, rate', [(64, 0.0), (128, 0.1)])
 def test_it_compiles_for_an_h200(C, rate, monkeypatch):
-  from jax._src.mesh import AbstractDevice, use_abstract_mesh
-
   monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
   B, T, M, H = 1, 768, 768, 1
   operands, (first_BT, _) = _operands((B, T, M, H, C, rate, None))
@@ -166,14 +161,10 @@ def test_it_compiles_for_an_h200(C, rate, monkeypatch):
       implementation='mosaic_gpu',
     ).sum()
 
-  def text_of(function):
-    device = AbstractDevice('NVIDIA H200', None, 'gpu')
-    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-      traced = jax.jit(function).trace(*operands)
-      return traced.lower(lowering_platforms=('cuda',)).as_text()
-
-  forward = text_of(loss)
-  both = text_of(jax.grad(loss, argnums=tuple(range(7))))
+  forward, both = (
+    checks.text_for_an_h200(function, *operands)
+    for function in (loss, jax.grad(loss, argnums=tuple(range(7))))
+  )
   assert forward.count('custom_call @mosaic_gpu') == 1
   assert both.count('custom_call @mosaic_gpu') == 4
   # Arrays of the size of the scores: none forward, none in float32 backward.
@@ -188,7 +179,7 @@ def _as_large_as(size, text):
   return {x for x in found if math.prod(map(int, x[0].split('x')[:-1])) >= size}
 
 
-@new_enough
+@checks.new_enough
 def test_no_scores_are_kept_for_the_backward_pass():
   B, T, M, H, C = 2, 128, 128, 2, 64
   operands, (first_BT, _) = _operands((B, T, M, H, C, 0.1, None))

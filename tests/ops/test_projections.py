@@ -143,3 +143,16 @@ def test_what_the_kernel_cannot_do_is_left_to_xla(change, monkeypatch):
 
   assert taken(**sizes)
   assert not taken(**sizes | change)
+
+
+@checks.needs_devices(2)
+@checks.BY_PART
+def test_what_counts_is_the_part_of_a_device(mesh, expected, monkeypatch):
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
+
+  def taken(rows):
+    x_BTD = jax.ShapeDtypeStruct((rows, 192, 512), jnp.bfloat16)
+    w_DHC = jax.ShapeDtypeStruct((512, 8, 64), jnp.bfloat16)
+    return lib.takes_kernel('auto', x_BTD, x_BTD, w_DHC, 384)
+
+  assert checks.taken_by_two_devices(mesh, taken, 44) == expected

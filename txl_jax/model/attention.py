@@ -43,7 +43,7 @@ class Attention(nn.Module):
     positions: jax.Array | Sinusoids | None,
     shared_biases: tuple[jax.Array, jax.Array] | None,
     first_BT: jax.Array,
-  ) -> tuple[jax.Array, KeysAndValues | Slots, jax.Array]:
+  ) -> tuple[jax.Array, KeysAndValues | Slots | tuple[()], jax.Array]:
     """Attends to memory and segment.
 
     Args:
@@ -55,18 +55,18 @@ class Attention(nn.Module):
       first_BT: the first key that each query sees.
 
     Returns:
-      The output [B, T, D], the keys and values of the T positions, or the slots
-      with them, and the input as it is, for what else it is used for: then
-      their gradients may be added up together.
+      The output [B, T, D]; the keys and values of the T positions, or the slots
+      with them, or () if the memory has hidden states; and the input as it
+      is: with what else uses it, all its gradients may be added up together.
     """
     config = self.config
     D, C, _ = widths(config, self.padded)
     H = config.n_heads
     w_k, w_v = self.kernel('key', D, H, C), self.kernel('value', D, H, C)
-    w_q = self.kernel('query', D, H, C)
-    q_BTHC = project(hidden_BTD, w_q)
-    new = (project(hidden_BTD, w_k), project(hidden_BTD, w_v))
-    w_o = self.kernel('output', H, C, D)
+    w_q, w_o = self.kernel('query', D, H, C), self.kernel('output', H, C, D)
+    new = ()
+    if isinstance(memory, tuple):
+      q_BTHC, *new = (project(hidden_BTD, w) for w in (w_q, w_k, w_v))
     if isinstance(memory, Slots):
       slots = memory.write(*new)
       out_BTHC = cached_attention(
@@ -95,7 +95,7 @@ class Attention(nn.Module):
       dropout_rate=rate,
       dropout_seed=seed_of(self.make_rng('dropout')) if rate else None,
     )
-    return join_heads(out_BTHC, w_o), new, hidden_BTD
+    return join_heads(out_BTHC, w_o), tuple(new), hidden_BTD
 
   def key_places(self, n_keys: int) -> int:
     """For how many keys there is to be room; nobody sees the rest."""

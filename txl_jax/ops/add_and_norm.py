@@ -91,22 +91,16 @@ def _by_kernels(static: _Static, *operands: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _forward(
-  static: _Static,
-  x_BTD: jax.Array,
-  branch_BTD: jax.Array,
-  bias_D: jax.Array,
-  scale_D: jax.Array,
-  shift_D: jax.Array,
-  words_BT: jax.Array,
+  static: _Static, *operands: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple]:
   run = per_shard(
     functools.partial(_normed, static),
     (('rows',), ('rows',), (), (), (), ('rows',)),
     ('rows',),
   )
-  weights = bias_D, scale_D, shift_D
-  out_BTD, total_BTD = run(x_BTD, branch_BTD, *weights, words_BT)
-  return (out_BTD,) * static.n_uses, (total_BTD, *weights, words_BT)
+  out_BTD, total_BTD = run(*operands)
+  _, _, *others = operands
+  return (out_BTD,) * static.n_uses, (total_BTD, *others)
 
 
 def _backward(

@@ -7,7 +7,6 @@ at a time, one a warp, while copies bring those that come next.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +17,14 @@ from jax.experimental import pallas as pl
 
 from txl_jax.ops import dropout, mosaic_rows
 from txl_jax.ops import mosaic_tiles as tiles
-from txl_jax.ops.hopper import MULTIPROCESSORS
+from txl_jax.ops.hopper import MULTIPROCESSORS, NORM_WIDEST
 from txl_jax.ops.mosaic_rows import ROWS, in_all, mean
 
 # How often rows are fetched ahead.
 _STAGES = 3
 # Blocks of a multiprocessor, for columns up to so many: wide rows take all
 # registers in the backward pass.
-_BLOCKS = {512: 3, math.inf: 2}
+_BLOCKS = {512: 3, NORM_WIDEST: 2}
 _IN_BOUNDS = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
 # Arrays on the device: what each kernel reads, and what it writes.
 _FORWARD = ('x', 'branch', 'bias', 'scale', 'shift', 'words', 'out', 'total')

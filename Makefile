@@ -26,7 +26,8 @@ test-kernels: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) tests/ops/test_mosaic_attention.py \
 	  tests/ops/test_mosaic_relative_attention.py \
 	  tests/ops/test_mosaic_dropout.py tests/ops/test_feed_forward.py \
-	  tests/ops/test_add_and_norm.py tests/ops/test_projections.py
+	  tests/ops/test_add_and_norm.py tests/ops/test_projections.py \
+	  tests/ops/test_logits.py
 
 # Compiling for TPUs needs their compiler, and no TPU.
 test-tpu: $(VENV)/installed-dev

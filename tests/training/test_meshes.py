@@ -52,17 +52,17 @@ N = jax.device_count()
 WIDE = dataclasses.replace(
   CONFIG,
   model=ModelConfig(
-    vocab_size=96,
+    vocab_size=4096,
     n_layers=2,
     n_heads=4,
-    d_model=1152,
+    d_model=1024,
     d_head=64,
-    d_ff=2176,
+    d_ff=2048,
     memory_length=128,
     attention_dropout=0.1,
     dtype='bfloat16',
   ),
-  train=TrainConfig(steps=50, batch_size=32 * N, segment_length=128),
+  train=TrainConfig(steps=50, batch_size=34 * N, segment_length=128),
 )
 BY_AXIS = [(N, 1, 1), (1, N, 1), (1, 1, N)]
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 2, 4)] if N == 8 else BY_AXIS

@@ -270,6 +270,7 @@ def _losses(
     head.weight_VE,
     head.bias_V,
     column_X,
+    implementation=config.attention_implementation,
   )
   if tails:
     rows = tuple(
@@ -277,6 +278,7 @@ def _losses(
       for low, high in cluster_bounds(config)[1:]
     )
     nll_X += tail_cross_entropy(
-      rows, hidden_XD, tuple(tails), cluster_X, local_X
+      *(rows, hidden_XD, tuple(tails), cluster_X, local_X),
+      implementation=config.attention_implementation,
     )
   return jnp.where(known_BT, nll_X.reshape(known_BT.shape), jnp.nan)

@@ -9,6 +9,7 @@ that the cotangent of each token's loss stands inside of, and it is not known
 there.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops import shards
+from txl_jax.ops.logits import (
+  accumulator,
+  row_gradients,
+  row_losses,
+  takes_kernels,
+)
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 ALIGNMENT = 128  # of vocabularies and rows, a tile of the matrix units
@@ -36,12 +43,13 @@ def pad_vocabulary(
   return shards.constrain(weight_VE, 'vocabulary', None), bias_V
 
 
-@jax.custom_vjp
 def cross_entropy(
   hidden_XE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
   targets_X: jax.Array,
+  *,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Negative log-likelihoods [X] of one target per row, natural log.
 
@@ -53,14 +61,23 @@ def cross_entropy(
     weight_VE: one vector for each word.
     bias_V: one number for each word.
     targets_X: int, from 0 to V - 1.
+    implementation: with 'auto' or 'mosaic_gpu' kernels for Hopper take part,
+      where `takes_kernels`; else XLA computes it all.
 
   Returns:
     One loss per row, float32 or wider.
   """
-  return _forward(hidden_XE, weight_VE, bias_V, targets_X)[0]
+  operands = hidden_XE, weight_VE, bias_V, targets_X
+  return _cross_entropy(implementation, *operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(implementation: str, *operands: jax.Array) -> jax.Array:
+  return _forward(implementation, *operands)[0]
 
 
 def _forward(
+  implementation: str,
   hidden_XE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
@@ -70,26 +87,34 @@ def _forward(
 
   def losses(_: None, rows: tuple) -> tuple[None, tuple]:
     hidden_CE, targets_C = rows
-    return None, row_losses(hidden_CE, cast_VE, bias_V, targets_C)
+    return None, row_losses(
+      hidden_CE, cast_VE, bias_V, targets_C, implementation
+    )
 
-  chunks = _split((hidden_XE, targets_X), len(bias_V))
+  at_once = _logits_at_once(implementation, hidden_XE, cast_VE)
+  chunks = _split((hidden_XE, targets_X), len(bias_V), at_once)
   _, (nll, lse) = _scan(losses, None, chunks)
   nll_X = nll.reshape(-1)[: len(targets_X)]
   return nll_X, (hidden_XE, weight_VE, bias_V, targets_X, lse)
 
 
-def _backward(saved: tuple, cotangent_X: jax.Array) -> tuple:
+def _backward(
+  implementation: str, saved: tuple, cotangent_X: jax.Array
+) -> tuple:
   hidden_XE, weight_VE, bias_V, targets_X, lse = saved
   cast_VE = weight_VE.astype(hidden_XE.dtype)
 
   def gradients(sums: tuple, rows: tuple) -> tuple[tuple, jax.Array]:
     hidden_CE, targets_C, cotangent_C, lse_C = rows
     d_hidden_CE, *of_weights = row_gradients(
-      hidden_CE, cast_VE, bias_V, targets_C, lse_C, cotangent_C
+      *(hidden_CE, cast_VE, bias_V, targets_C, lse_C, cotangent_C),
+      implementation,
     )
     return jax.tree.map(jnp.add, sums, tuple(of_weights)), d_hidden_CE
 
-  chunks = _split((hidden_XE, targets_X, cotangent_X), len(bias_V))
+  at_once = _logits_at_once(implementation, hidden_XE, cast_VE)
+  per_row = hidden_XE, targets_X, cotangent_X
+  chunks = _split(per_row, len(bias_V), at_once)
   wide = accumulator(hidden_XE)
   zeros = (jnp.zeros_like(weight_VE, wide), jnp.zeros_like(bias_V, wide))
   sums, d_hidden = _scan(gradients, zeros, (*chunks, lse))
@@ -103,81 +128,26 @@ def _backward(saved: tuple, cotangent_X: jax.Array) -> tuple:
   )
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
-def row_losses(
-  hidden_XE: jax.Array,
-  weight_VE: jax.Array,
-  bias_V: jax.Array,
-  targets_X: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Losses and log-sum-exps [X] of few enough rows."""
-  logits_XV = _logits(hidden_XE, weight_VE, bias_V)
-  lse_X = jax.nn.logsumexp(logits_XV, axis=-1)
-  return lse_X - _at_targets(logits_XV, targets_X), lse_X
+def _logits_at_once(
+  implementation: str, hidden_XE: jax.Array, weight_VE: jax.Array
+) -> int:
+  """So many in float32, or as many bytes of their gradients in bfloat16."""
+  kernels = takes_kernels(implementation, hidden_XE, weight_VE)
+  return LOGITS_AT_ONCE * (2 if kernels else 1)
 
 
-def _at_targets(logits_XV: jax.Array, targets_X: jax.Array) -> jax.Array:
-  """The targets' logits [X]."""
-  if shards.is_divided('vocabulary'):
-    # A gather would bring the logits together.
-    return jnp.where(_hits(targets_X, logits_XV), logits_XV, 0).sum(-1)
-  return jnp.take_along_axis(
-    logits_XV, targets_X[:, None], axis=1, mode='fill', fill_value=0
-  )[:, 0]
-
-
-def row_gradients(
-  hidden_XE: jax.Array,
-  weight_VE: jax.Array,
-  bias_V: jax.Array,
-  targets_X: jax.Array,
-  lse_X: jax.Array,
-  cotangent_X: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Gradients for hidden states, weights and biases from those of the losses.
-
-  That of the hidden states has their dtype, the others are float32 or wider.
-  """
-  logits_XV = _logits(hidden_XE, weight_VE, bias_V)
-  change_XV = jnp.exp(logits_XV - lse_X[:, None]) - _hits(targets_X, logits_XV)
-  change_XV = (change_XV * cotangent_X[:, None]).astype(hidden_XE.dtype)
-  wide = accumulator(hidden_XE)
-  return (
-    jnp.einsum('xv,ve->xe', change_XV, weight_VE),
-    jnp.einsum('xv,xe->ve', change_XV, hidden_XE, preferred_element_type=wide),
-    change_XV.sum(0, dtype=wide),
-  )
-
-
-def accumulator(x: jax.Array) -> Any:
-  """The dtype that sums of products are taken in."""
-  return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _logits(
-  hidden_XE: jax.Array, weight_VE: jax.Array, bias_V: jax.Array
-) -> jax.Array:
-  wide = accumulator(hidden_XE)
-  logits_XV = jnp.einsum(
-    'xe,ve->xv', hidden_XE, weight_VE, preferred_element_type=wide
-  )
-  return logits_XV + bias_V.astype(wide)
-
-
-def _hits(targets_X: jax.Array, logits_XV: jax.Array) -> jax.Array:
-  word_XV = jax.lax.broadcasted_iota(jnp.int32, logits_XV.shape, 1)
-  return word_XV == targets_X[:, None]
-
-
-def _split(rows: tuple[jax.Array, ...], n_words: int) -> tuple[jax.Array, ...]:
+def _split(
+  rows: tuple[jax.Array, ...], n_words: int, at_once: int
+) -> tuple[jax.Array, ...]:
   """Cuts rows [X, ...] into equal chunks [chunks, rows, ...], zeros at the end.
 
   A chunk's logits stay below the bound.
   """
   n_rows = len(rows[0])
-  n_chunks = max(1, math.ceil(n_rows * n_words / LOGITS_AT_ONCE))
+  n_chunks = max(1, math.ceil(n_rows * n_words / at_once))
   length = math.ceil(n_rows / n_chunks)
   if n_chunks > 1:
     length = min(round_up(length), n_rows)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops import cross_entropy as lib
+from txl_jax.ops.logits import accumulator, row_gradients, row_losses
 
 
 class Tail(NamedTuple):
@@ -56,13 +57,21 @@ def rows_at_once(n_rows: int, low: int, high: int, vocab_size: int) -> int:
   return min(expected, max(limit, lib.ALIGNMENT), n_rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+class _Static(NamedTuple):
+  """What is known when it is compiled."""
+
+  rows: tuple[int, ...]
+  implementation: str
+
+
 def tail_cross_entropy(
   rows: tuple[int, ...],
   hidden_XD: jax.Array,
   tails: tuple[Tail, ...],
   tail_X: jax.Array,
   targets_X: jax.Array,
+  *,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Negative log-likelihoods [X] within the tail of each row, natural log.
 
@@ -72,57 +81,68 @@ def tail_cross_entropy(
     tails: the parts of the vocabulary.
     tail_X: int, the tail that each row's target is in, from 1; 0 = in none.
     targets_X: int, the target, counted from its tail's first word.
+    implementation: as for `cross_entropy`.
 
   Returns:
     One loss per row, float32 or wider; 0 where the target is in no tail.
   """
-  return _forward(rows, hidden_XD, tails, tail_X, targets_X)[0]
+  static = _Static(rows, implementation)
+  return _tail_cross_entropy(static, hidden_XD, tails, tail_X, targets_X)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tail_cross_entropy(static: _Static, *operands: Any) -> jax.Array:
+  return _forward(static, *operands)[0]
 
 
 def _forward(
-  rows: tuple[int, ...],
+  static: _Static,
   hidden_XD: jax.Array,
   tails: tuple[Tail, ...],
   tail_X: jax.Array,
   targets_X: jax.Array,
 ) -> tuple[jax.Array, tuple]:
   order_X, edges = _sort(tail_X, len(tails))
-  zeros_X = jnp.zeros_like(hidden_XD[:, 0], lib.accumulator(hidden_XD))
+  zeros_X = jnp.zeros_like(hidden_XD[:, 0], accumulator(hidden_XD))
   losses = (zeros_X, zeros_X)
   for i, tail in enumerate(tails):
     step = functools.partial(
-      _losses, _cast(tail, hidden_XD), hidden_XD, targets_X
+      _losses,
+      *(static.implementation, _cast(tail, hidden_XD), hidden_XD, targets_X),
     )
-    losses = _loop(step, losses, order_X, edges[i], edges[i + 1], rows[i])
+    losses = _loop(
+      step, losses, order_X, edges[i], edges[i + 1], static.rows[i]
+    )
   nll_X, lse_X = losses
   return nll_X, (hidden_XD, tails, targets_X, order_X, edges, lse_X)
 
 
-def _backward(
-  rows: tuple[int, ...], saved: tuple, cotangent_X: jax.Array
-) -> tuple:
+def _backward(static: _Static, saved: tuple, cotangent_X: jax.Array) -> tuple:
   hidden_XD, tails, targets_X, order_X, edges, lse_X = saved
-  wide = lib.accumulator(hidden_XD)
+  wide = accumulator(hidden_XD)
   d_hidden_XD, d_tails = jnp.zeros_like(hidden_XD), []
   for i, tail in enumerate(tails):
     step = functools.partial(
       _gradients,
+      static.implementation,
       _cast(tail, hidden_XD),
       (hidden_XD, targets_X, cotangent_X),
       lse_X,
     )
     zeros = Tail(*(x if x is None else jnp.zeros_like(x, wide) for x in tail))
     d_hidden_XD, d_tail = _loop(
-      step, (d_hidden_XD, zeros), order_X, edges[i], edges[i + 1], rows[i]
+      *(step, (d_hidden_XD, zeros), order_X, edges[i], edges[i + 1]),
+      static.rows[i],
     )
     d_tails.append(jax.tree.map(lambda d, x: d.astype(x.dtype), d_tail, tail))
   return d_hidden_XD, tuple(d_tails), None, None
 
 
-tail_cross_entropy.defvjp(_forward, _backward)
+_tail_cross_entropy.defvjp(_forward, _backward)
 
 
 def _losses(
+  implementation: str,
   tail: Tail,
   hidden_XD: jax.Array,
   targets_X: jax.Array,
@@ -132,12 +152,15 @@ def _losses(
   """Writes losses and log-sum-exps of a chunk of rows."""
   narrow_CE = _project(_take(hidden_XD, index_C), tail)
   targets_C = _take(targets_X, index_C)
-  found = lib.row_losses(narrow_CE, tail.weight_VE, tail.bias_V, targets_C)
+  found = row_losses(
+    narrow_CE, tail.weight_VE, tail.bias_V, targets_C, implementation
+  )
   nll_X, lse_X = (_put(x, index_C, new_C) for x, new_C in zip(losses, found))
   return nll_X, lse_X
 
 
 def _gradients(
+  implementation: str,
   tail: Tail,
   per_row: tuple[jax.Array, ...],
   lse_X: jax.Array,
@@ -148,13 +171,14 @@ def _gradients(
   hidden_CD, targets_C, cotangent_C = (_take(x, index_C) for x in per_row)
   # Missing rows must have no probabilities, for 0 * inf is not 0.
   lse_C = _take(lse_X, index_C, jnp.inf)
-  d_hidden_CD, d_weight_VE, d_bias_V = lib.row_gradients(
+  d_hidden_CD, d_weight_VE, d_bias_V = row_gradients(
     _project(hidden_CD, tail),
     tail.weight_VE,
     tail.bias_V,
     targets_C,
     lse_C,
     cotangent_C,
+    implementation,
   )
   d_projection_ED = None
   if tail.projection_ED is not None:
@@ -162,7 +186,7 @@ def _gradients(
       'ce,cd->ed',
       d_hidden_CD,
       hidden_CD,
-      preferred_element_type=lib.accumulator(hidden_CD),
+      preferred_element_type=accumulator(hidden_CD),
     )
     d_hidden_CD = jnp.einsum('ce,ed->cd', d_hidden_CD, tail.projection_ED)
   d_hidden_XD, d_tail = sums

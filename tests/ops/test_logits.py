@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import kernel_checks as checks
 import pytest
 
-from txl_jax.ops import cross_entropy, hopper
+from txl_jax.ops import cross_entropy, hopper, shards
 from txl_jax.ops import logits as lib
 from txl_jax.ops.tail_cross_entropy import Tail, tail_cross_entropy
 
@@ -160,11 +160,51 @@ def test_no_operand_is_a_part_of_an_array(on_hopper):
     assert not re.search(rf'{operand} = stablehlo.(slice|convert)', text)
 
 
-def _taken(rows, *, E=512, V=20_096, dtype=jnp.bfloat16, name='auto'):
-  hidden_XE, weight_VE = (
-    jax.ShapeDtypeStruct((n, E), dtype) for n in (rows, V)
-  )
-  return lib.takes_kernels(name, hidden_XE, weight_VE)
+@pytest.mark.parametrize('mesh', checks.MESHES)
+def test_both_passes_take_the_kernels_of_each_shard(mesh, monkeypatch):
+  taken = []
+
+  def log_sum_exps(*operands):
+    taken.append('forward')
+    return jax.nn.logsumexp(lib._logits(*operands), axis=-1)
+
+  def changes(*operands):
+    taken.append('backward')
+    return lib._changes_by_xla(*operands)
+
+  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
+  monkeypatch.setattr(lib, '_LEAST_BLOCKS', 0)
+  monkeypatch.setattr(lib, '_log_sum_exps', log_sum_exps)
+  monkeypatch.setattr(lib, '_changes', changes)
+  # Chunks of 128 rows, and of 256 with kernels.
+  monkeypatch.setattr(cross_entropy, 'LOGITS_AT_ONCE', 2**14)
+  X, E, V = 2048, 16, 128
+  (hidden_XE, weight_VE, *others), targets_X = _operands((X, E, V, 0))
+  # As parameters are stored: so are their gradients summed.
+  operands = hidden_XE, weight_VE.astype(jnp.float32), *others
+
+  def results(implementation, hidden_XE, *others):
+    def loss(hidden_XE, *words):
+      run = shards.per_row_shard(
+        functools.partial(
+          cross_entropy.cross_entropy, implementation=implementation
+        ),
+        (0, None, None, 0),
+        0,
+      )
+      return run(hidden_XE, *words, targets_X)
+
+    *words, cotangent_X = others
+    loss_X, back = jax.vjp(loss, hidden_XE, *words)
+    return loss_X, *back(cotangent_X)
+
+  checks.assert_the_same(results, operands, mesh, tolerance=1e-3)
+  assert set(taken) == {'forward', 'backward'}
+
+
+def _taken(rows, *, V=20_096, dtype=jnp.bfloat16, name='auto'):
+  hidden_XE = jax.ShapeDtypeStruct((rows, 512), dtype)
+  return lib.takes_kernels(name, hidden_XE, V)
 
 
 @pytest.mark.parametrize(

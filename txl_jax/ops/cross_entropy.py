@@ -67,17 +67,17 @@ def cross_entropy(
   Returns:
     One loss per row, float32 or wider.
   """
-  operands = hidden_XE, weight_VE, bias_V, targets_X
-  return _cross_entropy(implementation, *operands)
+  kernels = takes_kernels(implementation, hidden_XE, len(bias_V))
+  return _cross_entropy(kernels, hidden_XE, weight_VE, bias_V, targets_X)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(implementation: str, *operands: jax.Array) -> jax.Array:
-  return _forward(implementation, *operands)[0]
+def _cross_entropy(kernels: bool, *operands: jax.Array) -> jax.Array:
+  return _forward(kernels, *operands)[0]
 
 
 def _forward(
-  implementation: str,
+  kernels: bool,
   hidden_XE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
@@ -87,34 +87,26 @@ def _forward(
 
   def losses(_: None, rows: tuple) -> tuple[None, tuple]:
     hidden_CE, targets_C = rows
-    return None, row_losses(
-      hidden_CE, cast_VE, bias_V, targets_C, implementation
-    )
+    return None, row_losses(hidden_CE, cast_VE, bias_V, targets_C, kernels)
 
-  at_once = _logits_at_once(implementation, hidden_XE, cast_VE)
-  chunks = _split((hidden_XE, targets_X), len(bias_V), at_once)
+  chunks = _split(kernels, len(bias_V), hidden_XE, targets_X)
   _, (nll, lse) = _scan(losses, None, chunks)
   nll_X = nll.reshape(-1)[: len(targets_X)]
   return nll_X, (hidden_XE, weight_VE, bias_V, targets_X, lse)
 
 
-def _backward(
-  implementation: str, saved: tuple, cotangent_X: jax.Array
-) -> tuple:
+def _backward(kernels: bool, saved: tuple, cotangent_X: jax.Array) -> tuple:
   hidden_XE, weight_VE, bias_V, targets_X, lse = saved
   cast_VE = weight_VE.astype(hidden_XE.dtype)
 
   def gradients(sums: tuple, rows: tuple) -> tuple[tuple, jax.Array]:
     hidden_CE, targets_C, cotangent_C, lse_C = rows
     d_hidden_CE, *of_weights = row_gradients(
-      *(hidden_CE, cast_VE, bias_V, targets_C, lse_C, cotangent_C),
-      implementation,
+      *(hidden_CE, cast_VE, bias_V, targets_C, lse_C, cotangent_C), kernels
     )
     return jax.tree.map(jnp.add, sums, tuple(of_weights)), d_hidden_CE
 
-  at_once = _logits_at_once(implementation, hidden_XE, cast_VE)
-  per_row = hidden_XE, targets_X, cotangent_X
-  chunks = _split(per_row, len(bias_V), at_once)
+  chunks = _split(kernels, len(bias_V), hidden_XE, targets_X, cotangent_X)
   wide = accumulator(hidden_XE)
   zeros = (jnp.zeros_like(weight_VE, wide), jnp.zeros_like(bias_V, wide))
   sums, d_hidden = _scan(gradients, zeros, (*chunks, lse))
@@ -131,22 +123,15 @@ def _backward(
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _logits_at_once(
-  implementation: str, hidden_XE: jax.Array, weight_VE: jax.Array
-) -> int:
-  """So many in float32, or as many bytes of their gradients in bfloat16."""
-  kernels = takes_kernels(implementation, hidden_XE, weight_VE)
-  return LOGITS_AT_ONCE * (2 if kernels else 1)
-
-
 def _split(
-  rows: tuple[jax.Array, ...], n_words: int, at_once: int
+  kernels: bool, n_words: int, *rows: jax.Array
 ) -> tuple[jax.Array, ...]:
   """Cuts rows [X, ...] into equal chunks [chunks, rows, ...], zeros at the end.
 
-  A chunk's logits stay below the bound.
+  A chunk's logits stay below the bound. Kernels write their gradients alone, so
+  twice as many take as many bytes in bfloat16.
   """
-  n_rows = len(rows[0])
+  n_rows, at_once = len(rows[0]), LOGITS_AT_ONCE * (2 if kernels else 1)
   n_chunks = max(1, math.ceil(n_rows * n_words / at_once))
   length = math.ceil(n_rows / n_chunks)
   if n_chunks > 1:

@@ -17,20 +17,23 @@ _LEAST_BLOCKS = 2 * 2 * MULTIPROCESSORS
 
 
 def takes_kernels(
-  implementation: str, hidden_XE: jax.Array, weight_VE: jax.Array
+  implementation: str, hidden_XE: jax.Array, n_words: int
 ) -> bool:
   """Whether kernels take part: on Hopper, in bfloat16, for enough logits.
+
+  To be asked outside of what is differentiated: for a backward pass it would
+  be answered elsewhere, where rows may be divided that here are a shard's.
 
   Args:
     implementation: 'auto', 'mosaic_gpu', or the name of another.
     hidden_XE: rows.
-    weight_VE: one vector for each word, of the same dtype.
+    n_words: V.
   """
   return (
     implementation in ('auto', 'mosaic_gpu')
     and hidden_XE.dtype == jnp.bfloat16
-    and len(weight_VE) % KERNEL_SIDE == 0
-    and len(hidden_XE) * len(weight_VE) >= _LEAST_BLOCKS * KERNEL_SIDE**2
+    and n_words % KERNEL_SIDE == 0
+    and len(hidden_XE) * n_words >= _LEAST_BLOCKS * KERNEL_SIDE**2
     and not (shards.is_divided('rows') or shards.is_divided('vocabulary'))
     and hopper.on_hopper()
   )
@@ -41,10 +44,10 @@ def row_losses(
   weight_VE: jax.Array,
   bias_V: jax.Array,
   targets_X: jax.Array,
-  implementation: str,
+  kernels: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Losses and log-sum-exps [X] of few enough rows."""
-  if takes_kernels(implementation, hidden_XE, weight_VE):
+  if kernels:
     lse_X = _log_sum_exps(hidden_XE, weight_VE, bias_V)
     # Fewer numbers to fetch than those logits would be to find.
     words_XE, wide = weight_VE[targets_X], accumulator(hidden_XE)
@@ -72,14 +75,13 @@ def row_gradients(
   targets_X: jax.Array,
   lse_X: jax.Array,
   cotangent_X: jax.Array,
-  implementation: str,
+  kernels: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients for hidden states, weights and biases from those of the losses.
 
   That of the hidden states has their dtype, the others are float32 or wider.
   """
-  takes = takes_kernels(implementation, hidden_XE, weight_VE)
-  change_XV, d_bias_V = (_changes if takes else _changes_by_xla)(
+  change_XV, d_bias_V = (_changes if kernels else _changes_by_xla)(
     hidden_XE, weight_VE, bias_V, targets_X, lse_X, cotangent_X
   )
   wide = accumulator(hidden_XE)

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from txl_jax.ops import cross_entropy as lib
-from txl_jax.ops.logits import accumulator, row_gradients, row_losses
+from txl_jax.ops.logits import (
+  accumulator,
+  row_gradients,
+  row_losses,
+  takes_kernels,
+)
 
 
 class Tail(NamedTuple):
@@ -61,7 +66,7 @@ class _Static(NamedTuple):
   """What is known when it is compiled."""
 
   rows: tuple[int, ...]
-  implementation: str
+  kernels: tuple[bool, ...]  # whether they take part, for each tail
 
 
 def tail_cross_entropy(
@@ -86,7 +91,11 @@ def tail_cross_entropy(
   Returns:
     One loss per row, float32 or wider; 0 where the target is in no tail.
   """
-  static = _Static(rows, implementation)
+  kernels = tuple(
+    takes_kernels(implementation, hidden_XD[:n], len(tail.bias_V))
+    for n, tail in zip(rows, tails, strict=True)
+  )
+  static = _Static(rows, kernels)
   return _tail_cross_entropy(static, hidden_XD, tails, tail_X, targets_X)
 
 
@@ -108,7 +117,7 @@ def _forward(
   for i, tail in enumerate(tails):
     step = functools.partial(
       _losses,
-      *(static.implementation, _cast(tail, hidden_XD), hidden_XD, targets_X),
+      *(static.kernels[i], _cast(tail, hidden_XD), hidden_XD, targets_X),
     )
     losses = _loop(
       step, losses, order_X, edges[i], edges[i + 1], static.rows[i]
@@ -124,7 +133,7 @@ def _backward(static: _Static, saved: tuple, cotangent_X: jax.Array) -> tuple:
   for i, tail in enumerate(tails):
     step = functools.partial(
       _gradients,
-      static.implementation,
+      static.kernels[i],
       _cast(tail, hidden_XD),
       (hidden_XD, targets_X, cotangent_X),
       lse_X,
@@ -142,7 +151,7 @@ _tail_cross_entropy.defvjp(_forward, _backward)
 
 
 def _losses(
-  implementation: str,
+  kernels: bool,
   tail: Tail,
   hidden_XD: jax.Array,
   targets_X: jax.Array,
@@ -152,15 +161,13 @@ def _losses(
   """Writes losses and log-sum-exps of a chunk of rows."""
   narrow_CE = _project(_take(hidden_XD, index_C), tail)
   targets_C = _take(targets_X, index_C)
-  found = row_losses(
-    narrow_CE, tail.weight_VE, tail.bias_V, targets_C, implementation
-  )
+  found = row_losses(narrow_CE, tail.weight_VE, tail.bias_V, targets_C, kernels)
   nll_X, lse_X = (_put(x, index_C, new_C) for x, new_C in zip(losses, found))
   return nll_X, lse_X
 
 
 def _gradients(
-  implementation: str,
+  kernels: bool,
   tail: Tail,
   per_row: tuple[jax.Array, ...],
   lse_X: jax.Array,
@@ -178,7 +185,7 @@ def _gradients(
     targets_C,
     lse_C,
     cotangent_C,
-    implementation,
+    kernels,
   )
   d_projection_ED = None
   if tail.projection_ED is not None:

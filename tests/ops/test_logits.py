@@ -71,7 +71,6 @@ def _assert_as_close_as_xla(case, slack):
 @pytest.fixture
 def on_hopper(monkeypatch):
   with checks.on_hopper(monkeypatch, lib, '_LEAST_BLOCKS'):
-    monkeypatch.setattr(lib, '_LEAST_BLOCKS', 0)
     yield
 
 
@@ -161,21 +160,21 @@ def test_no_operand_is_a_part_of_an_array(on_hopper):
 
 
 @pytest.mark.parametrize('mesh', checks.MESHES)
-def test_both_passes_take_the_kernels_of_each_shard(mesh, monkeypatch):
+def test_both_passes_take_the_kernels_of_each_shard(
+  mesh, on_hopper, monkeypatch
+):
   taken = []
 
   def log_sum_exps(*operands):
     taken.append('forward')
     return jax.nn.logsumexp(lib._logits(*operands), axis=-1)
 
-  def changes(*operands):
+  def gradients(*operands):
     taken.append('backward')
-    return lib._changes_by_xla(*operands)
+    return lib._gradients_by_xla(*operands)
 
-  monkeypatch.setattr(hopper, 'on_hopper', lambda: True)
-  monkeypatch.setattr(lib, '_LEAST_BLOCKS', 0)
-  monkeypatch.setattr(lib, '_log_sum_exps', log_sum_exps)
-  monkeypatch.setattr(lib, '_changes', changes)
+  monkeypatch.setattr(lib, '_log_sum_exps_by_kernel', log_sum_exps)
+  monkeypatch.setattr(lib, '_gradients_by_kernel', gradients)
   # Chunks of 128 rows, and of 256 with kernels.
   monkeypatch.setattr(cross_entropy, 'LOGITS_AT_ONCE', 2**14)
   X, E, V = 2048, 16, 128

@@ -12,7 +12,7 @@ from txl_jax.ops import hopper, shards
 from txl_jax.ops.alignment import pad
 from txl_jax.ops.hopper import KERNEL_SIDE, KERNEL_TILE, MULTIPROCESSORS
 
-# Two rounds of two blocks a multiprocessor.
+# As for the feed-forward network, whose kernels have such blocks.
 _LEAST_BLOCKS = 2 * 2 * MULTIPROCESSORS
 
 
@@ -48,7 +48,7 @@ def row_losses(
 ) -> tuple[jax.Array, jax.Array]:
   """Losses and log-sum-exps [X] of few enough rows."""
   if kernels:
-    lse_X = _log_sum_exps(hidden_XE, weight_VE, bias_V)
+    lse_X = _log_sum_exps_by_kernel(hidden_XE, weight_VE, bias_V)
     # Fewer numbers to fetch than those logits would be to find.
     words_XE, wide = weight_VE[targets_X], accumulator(hidden_XE)
     logit_X = (hidden_XE.astype(wide) * words_XE.astype(wide)).sum(-1)
@@ -81,18 +81,20 @@ def row_gradients(
 
   That of the hidden states has their dtype, the others are float32 or wider.
   """
-  change_XV, d_bias_V = (_changes if kernels else _changes_by_xla)(
-    hidden_XE, weight_VE, bias_V, targets_X, lse_X, cotangent_X
-  )
+  gradient_XV, d_bias_V = (
+    _gradients_by_kernel if kernels else _gradients_by_xla
+  )(hidden_XE, weight_VE, bias_V, targets_X, lse_X, cotangent_X)
   wide = accumulator(hidden_XE)
   return (
-    jnp.einsum('xv,ve->xe', change_XV, weight_VE),
-    jnp.einsum('xv,xe->ve', change_XV, hidden_XE, preferred_element_type=wide),
+    jnp.einsum('xv,ve->xe', gradient_XV, weight_VE),
+    jnp.einsum(
+      'xv,xe->ve', gradient_XV, hidden_XE, preferred_element_type=wide
+    ),
     d_bias_V,
   )
 
 
-def _changes_by_xla(
+def _gradients_by_xla(
   hidden_XE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
@@ -102,12 +104,14 @@ def _changes_by_xla(
 ) -> tuple[jax.Array, jax.Array]:
   """Gradients of the logits [X, V], and of the biases."""
   logits_XV = _logits(hidden_XE, weight_VE, bias_V)
-  change_XV = jnp.exp(logits_XV - lse_X[:, None]) - _hits(targets_X, logits_XV)
-  change_XV = (change_XV * cotangent_X[:, None]).astype(hidden_XE.dtype)
-  return change_XV, change_XV.sum(0, dtype=accumulator(hidden_XE))
+  gradient_XV = jnp.exp(logits_XV - lse_X[:, None]) - _hits(
+    targets_X, logits_XV
+  )
+  gradient_XV = (gradient_XV * cotangent_X[:, None]).astype(hidden_XE.dtype)
+  return gradient_XV, gradient_XV.sum(0, dtype=accumulator(hidden_XE))
 
 
-def _log_sum_exps(
+def _log_sum_exps_by_kernel(
   hidden_XE: jax.Array, weight_VE: jax.Array, bias_V: jax.Array
 ) -> jax.Array:
   """Of each row's logits [X]."""
@@ -118,7 +122,7 @@ def _log_sum_exps(
   return jax.nn.logsumexp(parts_GX, axis=0)[: len(hidden_XE)]
 
 
-def _changes(
+def _gradients_by_kernel(
   hidden_XE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
@@ -126,7 +130,7 @@ def _changes(
   lse_X: jax.Array,
   cotangent_X: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """What `_changes_by_xla` finds."""
+  """What `_gradients_by_xla` finds."""
   from txl_jax.ops import mosaic_cross_entropy as kernels
 
   operands, n_rows = _whole_tiles(hidden_XE, weight_VE, bias_V), len(lse_X)
@@ -136,10 +140,10 @@ def _changes(
   # Rows that are added must have no probabilities, for 0 * inf is not 0.
   added = len(targets_X) - n_rows
   lse_X = jnp.pad(lse_X, (0, added), constant_values=jnp.inf)
-  change_XV, parts_GV = kernels.changes(
+  gradient_XV, parts_GV = kernels.logit_gradients(
     *operands, targets_X, lse_X, cotangent_X
   )
-  return change_XV[:n_rows], parts_GV.sum(0)
+  return gradient_XV[:n_rows], parts_GV.sum(0)
 
 
 def _whole_tiles(

@@ -1,7 +1,7 @@
 """Cross-entropy with a large vocabulary on Hopper, without arrays of logits.
 
 XLA writes the logits in float32, and reads them to find their log-sum-exp, or
-what changes them. Here a block does that with the sums in its registers.
+their gradients. Here a block does that with the sums in its registers.
 """
 
 import functools
@@ -19,8 +19,10 @@ from txl_jax.ops.hopper import KERNEL_SIDE as SIDE
 from txl_jax.ops.mosaic_product_block import (
   PLACES,
   Block,
+  TurnedBlock,
   operands,
   product_kernel,
+  room_for_sums,
   tile_at,
 )
 from txl_jax.ops.mosaic_tiles import TILE
@@ -45,7 +47,7 @@ def log_sum_exps(
   return _forward(R, E, V)(hidden_RE, weight_VE, bias_V)
 
 
-def changes(
+def logit_gradients(
   hidden_RE: jax.Array,
   weight_VE: jax.Array,
   bias_V: jax.Array,
@@ -82,7 +84,8 @@ class _Static(NamedTuple):
 @functools.cache
 def _forward(R: int, E: int, V: int) -> Any:
   out_type = jax.ShapeDtypeStruct((V // SIDE, R), jnp.float32)
-  return _kernel(_Forward, _FORWARD, (R, E, V), out_type)
+  lse = plgpu.SMEM((SIDE,), jnp.float32)
+  return _kernel(_Forward, _FORWARD, (R, E, V), out_type, lse=lse)
 
 
 @functools.cache
@@ -91,9 +94,8 @@ def _backward(R: int, E: int, V: int) -> Any:
     jax.ShapeDtypeStruct((R, V), jnp.bfloat16),
     jax.ShapeDtypeStruct((R // SIDE, V), jnp.float32),
   ]
-  # What each of four warps adds up.
-  of_warps = plgpu.SMEM((4 * TILE,), jnp.float32)
-  return _kernel(_Backward, _BACKWARD, (R, E, V), out_type, of_warps=of_warps)
+  sizes, room = (R, E, V), room_for_sums()
+  return _kernel(_Backward, _BACKWARD, sizes, out_type, **room)
 
 
 def _kernel(
@@ -106,36 +108,18 @@ def _kernel(
   R, E, V = sizes
   static = _Static((R // SIDE, V // SIDE), E // TILE)
   room |= dict(left=operands(SIDE, TILE), right=operands(SIDE, TILE))
-  room |= dict(line=plgpu.SMEM((SIDE,), jnp.float32))
   return product_kernel(
     block.body(static, names), static.n_blocks, out_type, room, 2
   )
 
 
-class _Block(Block):
+class _Block(TurnedBlock):
   """Logits of 128 rows and words."""
-
-  def _fetch(self, n: Any) -> None:
-    device, along = self._device, tile_at(n * TILE)
-
-    @pl.when(n < self._n_steps)
-    def _():
-      left = device.left.at[pl.ds(self._rows, SIDE), along]
-      right = device.right.at[pl.ds(self._columns, SIDE), along]
-      self._copy(n, [left], right)
-
-  def _right(self, stage: Any) -> Any:
-    return self._shared.right.at[stage].T
 
   def _logits(self, product: jax.Array, row: int, column: int) -> jax.Array:
     """A tile, bias included."""
     x = product[row : row + TILE, column : column + TILE]
     return x + products.along(self._device.bias, self._columns + column, 1)
-
-  def _write_line(self, target: Any) -> None:
-    """The numbers in shared memory that belong to the block."""
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(self._shared.line, target)
 
 
 class _Forward(_Block):
@@ -147,31 +131,28 @@ class _Forward(_Block):
       most = jnp.maximum(*(x.max(axis=1) for x in both))
       in_all = lax.broadcast_in_dim(most, (TILE, TILE), [0])
       left, right = (jnp.exp(x - in_all).sum(axis=1) for x in both)
-      self._shared.line[tile_at(row)] = most + jnp.log(left + right)
+      self._shared.lse[tile_at(row)] = most + jnp.log(left + right)
     place = lax.div(self._columns, SIDE), pl.ds(self._rows, SIDE)
-    self._write_line(self._device.out.at[place])
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(self._shared.lse, self._device.out.at[place])
 
 
 class _Backward(_Block):
   """Probabilities, less one at each target, times the gradient of the loss."""
 
   def _finish(self, product: jax.Array) -> None:
-    shared = self._shared
     # All are done with the operands: there is room for the result.
     tiles.meet()
     sums = [None, None]
     for row, column in PLACES:
-      x = self._change(product, row, column)
-      room = shared.left.at[row // TILE, tile_at(column)]
+      x = self._gradient(product, row, column)
+      room = self._shared.left.at[row // TILE, tile_at(column)]
       self._write(x, room, row, column)
       above = sums[column // TILE]
       sums[column // TILE] = x if above is None else above + x
-    for n, x in enumerate(sums):
-      shared.line[tile_at(n * TILE)] = products.column_sums(x, shared.of_warps)
-    place = lax.div(self._rows, SIDE), pl.ds(self._columns, SIDE)
-    self._write_line(self._device.sums.at[place])
+    self._write_sums(sums)
 
-  def _change(self, product: jax.Array, row: int, column: int) -> jax.Array:
+  def _gradient(self, product: jax.Array, row: int, column: int) -> jax.Array:
     targets, lse, cotangent = (
       products.along(source, self._rows + row, 0)
       for source in (

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from txl_jax.ops import mosaic_dropout
@@ -21,8 +20,10 @@ from txl_jax.ops.mosaic_product_block import (
   PLACES,
   STAGES,
   Block,
+  TurnedBlock,
   operands,
   product_kernel,
+  room_for_sums,
   tile_at,
 )
 from txl_jax.ops.mosaic_tiles import TILE
@@ -94,9 +95,7 @@ def _backward(R: int, D: int, F: int, rate: float) -> Any:
     jax.ShapeDtypeStruct((R // SIDE, F), jnp.float32),
   ]
   room = dict(left=operands(SIDE, TILE), right=operands(SIDE, TILE))
-  room |= dict(sums=plgpu.SMEM((SIDE,), jnp.float32))
-  # What each of four warps adds up.
-  room |= dict(of_warps=plgpu.SMEM((4 * TILE,), jnp.float32))
+  room |= room_for_sums()
   static = _Static((R // SIDE, F // SIDE), D // TILE, rate)
   body = _Backward.body(static, _BACKWARD)
   return product_kernel(body, static.n_blocks, out_type, room, 2)
@@ -133,29 +132,21 @@ class _Forward(Block):
       self._write(x, room, row, column)
 
 
-class _Backward(Block):
+class _Backward(TurnedBlock):
   """Applies the gradient of dropout and ReLU, and adds up rows."""
 
   def _fetch(self, n: Any) -> None:
-    device, along = self._device, tile_at(n * TILE)
-    rows, columns = (pl.ds(x, SIDE) for x in (self._rows, self._columns))
-
-    @pl.when(n < self._n_steps)
-    def _():
-      left, right = device.left.at[rows, along], device.right.at[columns, along]
-      self._copy(n, [left], right)
+    super()._fetch(n)
 
     # What the product is masked by comes in the place of a step's operands.
     @pl.when(n == self._n_steps)
     def _():
+      rows = pl.ds(self._rows, SIDE)
       left, right = (
-        device.inner.at[rows, tile_at(self._columns + column)]
+        self._device.inner.at[rows, tile_at(self._columns + column)]
         for column in (0, TILE)
       )
       self._copy(n, [left], right)
-
-  def _right(self, stage: Any) -> Any:
-    return self._shared.right.at[stage].T
 
   def _finish(self, product: jax.Array) -> None:
     shared, scale = self._shared, 1 / (1 - self._static.rate)
@@ -170,8 +161,4 @@ class _Backward(Block):
       self._write(x, half, row, column)
       above = sums[column // TILE]
       sums[column // TILE] = x if above is None else above + x
-    for n, x in enumerate(sums):
-      shared.sums[tile_at(n * TILE)] = products.column_sums(x, shared.of_warps)
-    plgpu.commit_smem()
-    place = lax.div(self._rows, SIDE), pl.ds(self._columns, SIDE)
-    plgpu.copy_smem_to_gmem(shared.sums, self._device.sums.at[place])
+    self._write_sums(sums)

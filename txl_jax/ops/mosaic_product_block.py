@@ -51,6 +51,14 @@ def product_kernel(
   )
 
 
+def room_for_sums() -> dict:
+  """Room for `Block._write_sums`."""
+  return dict(
+    sums=plgpu.SMEM((SIDE,), jnp.float32),
+    of_warps=plgpu.SMEM((4 * TILE,), jnp.float32),
+  )
+
+
 def operands(*shape: int) -> Any:
   """Room for an operand of the steps that are fetched at once."""
   return tiles.shared_array(STAGES, *shape)
@@ -113,9 +121,37 @@ class Block(tiles.Block):
       plgpu.copy_gmem_to_smem(part, target, loaded)
     plgpu.copy_gmem_to_smem(right, self._shared.right.at[stage], loaded)
 
+  def _write_sums(self, of_columns: Sequence[jax.Array]) -> None:
+    """The sums of the columns of tiles side by side, to the array `sums`.
+
+    With room for them, `sums`, and for what each of four warps adds up.
+    """
+    shared = self._shared
+    for n, x in enumerate(of_columns):
+      shared.sums[tile_at(n * TILE)] = products.column_sums(x, shared.of_warps)
+    plgpu.commit_smem()
+    place = lax.div(self._rows, SIDE), pl.ds(self._columns, SIDE)
+    plgpu.copy_smem_to_gmem(shared.sums, self._device.sums.at[place])
+
   def _write(self, x: jax.Array, room: Any, row: int, column: int) -> None:
     """A tile of the result, by way of shared memory."""
     room[...] = x.astype(jnp.bfloat16)
     plgpu.commit_smem()
     place = tile_at(self._rows + row), tile_at(self._columns + column)
     plgpu.copy_smem_to_gmem(room, self._device.out.at[place])
+
+
+class TurnedBlock(Block):
+  """One whose right operand has a row for each column of the product."""
+
+  def _fetch(self, n: Any) -> None:
+    device, along = self._device, tile_at(n * TILE)
+
+    @pl.when(n < self._n_steps)
+    def _():
+      left = device.left.at[pl.ds(self._rows, SIDE), along]
+      right = device.right.at[pl.ds(self._columns, SIDE), along]
+      self._copy(n, [left], right)
+
+  def _right(self, stage: Any) -> Any:
+    return self._shared.right.at[stage].T

@@ -19,7 +19,7 @@ from txl_jax.ops.hopper import KERNEL_SIDE as SIDE
 from txl_jax.ops.mosaic_product_block import (
   PLACES,
   STAGES,
-  Block,
+  TurnedBlock,
   operands,
   product_kernel,
   tile_at,
@@ -75,7 +75,7 @@ def _kernel(B: int, T: int, D: int, E: int, n_before: int) -> Any:
   return product_kernel(body, n_blocks, out_type, room, 3)
 
 
-class _Gradient(Block):
+class _Gradient(TurnedBlock):
   """Goes through the products one after another, and adds what goes around."""
 
   def _fetch(self, n: Any) -> None:
@@ -109,9 +109,6 @@ class _Gradient(Block):
     """Where 64 of the rows are in an array [B, before + T, E]."""
     row, n_tokens = self._rows + half, self._static.n_tokens
     return lax.div(row, n_tokens), tile_at(before + lax.rem(row, n_tokens))
-
-  def _right(self, stage: Any) -> Any:
-    return self._shared.right.at[stage].T
 
   def _finish(self, product: jax.Array) -> None:
     shared, stage = self._shared, self._n_steps % STAGES

@@ -177,6 +177,7 @@ def test_both_passes_take_the_kernels_of_each_shard(
   monkeypatch.setattr(lib, '_gradients_by_kernel', gradients)
   # Chunks of 128 rows, and of 256 with kernels.
   monkeypatch.setattr(cross_entropy, 'LOGITS_AT_ONCE', 2**14)
+  monkeypatch.setattr(cross_entropy, '_GRADIENTS_AT_ONCE', 2**15)
   X, E, V = 2048, 16, 128
   (hidden_XE, weight_VE, *others), targets_X = _operands((X, E, V, 0))
   # As parameters are stored: so are their gradients summed.

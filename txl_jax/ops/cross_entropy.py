@@ -25,6 +25,8 @@ from txl_jax.ops.logits import (
 )
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
+# Where kernels write no logits, only their gradients: 512 MiB in bfloat16.
+_GRADIENTS_AT_ONCE = 2**28
 ALIGNMENT = 128  # of vocabularies and rows, a tile of the matrix units
 
 
@@ -128,10 +130,11 @@ def _split(
 ) -> tuple[jax.Array, ...]:
   """Cuts rows [X, ...] into equal chunks [chunks, rows, ...], zeros at the end.
 
-  A chunk's logits stay below the bound. Kernels write their gradients alone, so
-  twice as many take as many bytes in bfloat16.
+  What is written for each word of a chunk's rows stays below the bound.
   """
-  n_rows, at_once = len(rows[0]), LOGITS_AT_ONCE * (2 if kernels else 1)
+  n_rows, at_once = len(rows[0]), LOGITS_AT_ONCE
+  if kernels:
+    at_once = _GRADIENTS_AT_ONCE
   n_chunks = max(1, math.ceil(n_rows * n_words / at_once))
   length = math.ceil(n_rows / n_chunks)
   if n_chunks > 1:

@@ -131,17 +131,25 @@ def _backward(static: _Static, saved: tuple, cotangent_X: jax.Array) -> tuple:
   wide = accumulator(hidden_XD)
   d_hidden_XD, d_tails = jnp.zeros_like(hidden_XD), []
   for i, tail in enumerate(tails):
-    step = functools.partial(
+    of_chunk = functools.partial(
       _gradients,
       static.kernels[i],
       _cast(tail, hidden_XD),
       (hidden_XD, targets_X, cotangent_X),
       lse_X,
     )
-    zeros = Tail(*(x if x is None else jnp.zeros_like(x, wide) for x in tail))
+    begin, end, rows = edges[i], edges[i + 1], static.rows[i]
+    if static.kernels[i]:
+      # One chunk is most often all, and there is nothing yet to add it to. XLA
+      # would need room for the logits of this one, and for those of the loop.
+      index_C = _chunk(order_X, begin, end, rows)
+      d_hidden_CD, d_tail = of_chunk(index_C)
+      d_hidden_XD, begin = _put(d_hidden_XD, index_C, d_hidden_CD), begin + rows
+    else:
+      d_tail = jax.tree.map(lambda x: jnp.zeros_like(x, wide), tail)
+    step = functools.partial(_add, of_chunk)
     d_hidden_XD, d_tail = _loop(
-      *(step, (d_hidden_XD, zeros), order_X, edges[i], edges[i + 1]),
-      static.rows[i],
+      step, (d_hidden_XD, d_tail), order_X, begin, end, rows
     )
     d_tails.append(jax.tree.map(lambda d, x: d.astype(x.dtype), d_tail, tail))
   return d_hidden_XD, tuple(d_tails), None, None
@@ -171,10 +179,9 @@ def _gradients(
   tail: Tail,
   per_row: tuple[jax.Array, ...],
   lse_X: jax.Array,
-  sums: tuple[jax.Array, Tail],
   index_C: jax.Array,
 ) -> tuple[jax.Array, Tail]:
-  """Writes gradients for a chunk of rows, and adds those for the tail."""
+  """The gradients of a chunk of rows, and theirs for the tail."""
   hidden_CD, targets_C, cotangent_C = (_take(x, index_C) for x in per_row)
   # Missing rows must have no probabilities, for 0 * inf is not 0.
   lse_C = _take(lse_X, index_C, jnp.inf)
@@ -196,8 +203,17 @@ def _gradients(
       preferred_element_type=accumulator(hidden_CD),
     )
     d_hidden_CD = jnp.einsum('ce,ed->cd', d_hidden_CD, tail.projection_ED)
+  return d_hidden_CD, Tail(d_weight_VE, d_bias_V, d_projection_ED)
+
+
+def _add(
+  of_chunk: Callable[[jax.Array], tuple[jax.Array, Tail]],
+  sums: tuple[jax.Array, Tail],
+  index_C: jax.Array,
+) -> tuple[jax.Array, Tail]:
+  """Writes gradients for a chunk of rows, and adds those for the tail."""
+  d_hidden_CD, added = of_chunk(index_C)
   d_hidden_XD, d_tail = sums
-  added = Tail(d_weight_VE, d_bias_V, d_projection_ED)
   return (
     _put(d_hidden_XD, index_C, d_hidden_CD),
     jax.tree.map(jnp.add, d_tail, added),
@@ -222,24 +238,30 @@ def _loop(
   end: jax.Array,
   rows: int,
 ) -> Any:
-  """Takes a step with each chunk of indices from `begin` to `end`.
+  """Takes a step with each chunk of indices from `begin` to `end`."""
+
+  def next_chunk(state: tuple) -> tuple:
+    at, carry = state
+    return at + rows, step(carry, _chunk(order_X, at, end, rows))
+
+  def more(state: tuple) -> jax.Array:
+    return state[0] < end
+
+  return jax.lax.while_loop(more, next_chunk, (begin, carry))[1]
+
+
+def _chunk(
+  order_X: jax.Array, at: jax.Array, end: jax.Array, rows: int
+) -> jax.Array:
+  """So many indices from `at` on.
 
   A chunk that is not full ends with ascending indices of rows that are not
   there: reading them gives zeros, writing them does nothing.
   """
   n_rows, lane_C = len(order_X), jnp.arange(rows, dtype=jnp.int32)
   padded = jnp.pad(order_X, (0, rows))
-
-  def next_chunk(state: tuple) -> tuple:
-    at, carry = state
-    index_C = jax.lax.dynamic_slice(padded, (at,), (rows,))
-    index_C = jnp.where(at + lane_C < end, index_C, n_rows + lane_C)
-    return at + rows, step(carry, index_C)
-
-  def more(state: tuple) -> jax.Array:
-    return state[0] < end
-
-  return jax.lax.while_loop(more, next_chunk, (begin, carry))[1]
+  index_C = jax.lax.dynamic_slice(padded, (at,), (rows,))
+  return jnp.where(at + lane_C < end, index_C, n_rows + lane_C)
 
 
 def _cast(tail: Tail, hidden_XD: jax.Array) -> Tail:

@@ -9,23 +9,24 @@ import pytest
 from txl_jax.ops import hopper
 from txl_jax.ops import projections as lib
 
-# B, T, M, D, H, C
+# B, T, M, keys and values behind these, D, H, C
 CASES = {
-  'rows of half a block': (4, 64, 40, 128, 2, 32),
-  'more steps than are fetched at once': (3, 128, 128, 256, 2, 64),
-  'without memory': (2, 192, 0, 128, 1, 128),
+  'rows of half a block': (4, 64, 40, 8, 128, 2, 32),
+  'blocks of two rows': (4, 64, 192, 0, 128, 2, 64),
+  'more steps than are fetched at once': (3, 128, 128, 0, 256, 2, 128),
+  'without memory': (2, 192, 0, 0, 128, 1, 128),
 }
 LARGE = {
-  'enwik8, 12 layers': (22, 512, 512, 512, 8, 64),
-  'WikiText-103 base': (64, 192, 192, 512, 8, 64),
+  'enwik8, 12 layers': (22, 512, 512, 0, 512, 8, 64),
+  'WikiText-103 base': (64, 192, 192, 0, 512, 8, 64),
 }
 NAMES = ('q', 'k', 'v', 'passed', 'memory', 'hidden', 'w_q', 'w_k', 'w_v')
 
 
 def _operands(case, dtype=jnp.bfloat16):
   """Those of the operator, and the gradients of its results."""
-  B, T, M, D, H, C = case
-  L = M + T + 8
+  B, T, M, behind, D, H, C = case
+  L = M + T + behind
   keys = iter(jax.random.split(jax.random.key(0), 9))
 
   def normal(*shape, scale=1.0):
@@ -63,14 +64,15 @@ def interpreted(on_hopper, monkeypatch):
   from txl_jax.ops import mosaic_products, mosaic_tiles
   from txl_jax.ops import mosaic_projections as kernels
 
+  both = kernels._forward, kernels._backward
   modules = mosaic_products, mosaic_tiles
-  with checks.interpreted(monkeypatch, modules, [kernels._kernel]):
+  with checks.interpreted(monkeypatch, modules, both):
     yield
 
 
 @checks.new_enough
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_gradients_interpreted(case, interpreted, capfd):
+def test_results_and_gradients_interpreted(case, interpreted, capfd):
   # How a CPU rounds products of bfloat16 depends on the CPU.
   checks.assert_as_close_as_xla(_compiled, _operands(case), NAMES, slack=1.05)
   assert 'RACE DETECTED' not in capfd.readouterr().out
@@ -81,34 +83,48 @@ def test_gradients_interpreted(case, interpreted, capfd):
   'case', [*CASES.values(), *LARGE.values()], ids=[*CASES, *LARGE]
 )
 def test_it_is_as_close_as_xla_to_float32(case, on_hopper):
+  # XLA itself rounds the memory's gradient otherwise from case to case.
   with jax.default_matmul_precision('highest'):
-    checks.assert_as_close_as_xla(_compiled, _operands(case), NAMES, slack=1.0)
+    checks.assert_as_close_as_xla(
+      _compiled, _operands(case), NAMES, slack=1.001
+    )
 
 
 @checks.new_enough
-def test_it_compiles_for_an_h200(on_hopper):
-  operands = _operands(CASES['rows of half a block'])
-  assert checks.kernels_for_an_h200(_results, operands) == 1
+@pytest.mark.parametrize(
+  'case, expected', [('rows of half a block', 1), ('blocks of two rows', 2)]
+)
+def test_it_compiles_for_an_h200(case, expected, on_hopper):
+  operands = _operands(CASES[case])
+  assert checks.kernels_for_an_h200(_results, operands) == expected
 
 
 @pytest.mark.parametrize('mesh', checks.MESHES)
-def test_around_the_kernel_all_is_the_same(mesh, monkeypatch):
-  def plain(M, dq_BTE, dk_BLE, dv_BLE, weights, around_BTD):
+@pytest.mark.parametrize(
+  'case', [(8, 16, 24, 8, 32, 2, 16), (8, 64, 64, 0, 32, 2, 64)]
+)
+def test_around_the_kernels_all_is_the_same(case, mesh, monkeypatch):
+  def project(memory_BMD, hidden_BTD, weights):
+    w_q, w_k, w_v = weights
+    whole_BLD = jnp.concatenate([memory_BMD, hidden_BTD], axis=1)
+    return hidden_BTD @ w_q, whole_BLD @ w_k, whole_BLD @ w_v, whole_BLD
+
+  def gradient(M, dq_BTE, dk_BLE, dv_BLE, weights, around_BTD):
     T = dq_BTE.shape[1]
     for w_DE, gradient in zip(weights, (dq_BTE, dk_BLE[:, M:], dv_BLE[:, M:])):
       around_BTD += gradient[:, :T] @ w_DE.T
     return around_BTD
 
-  monkeypatch.setattr(lib, '_gradient', plain)
+  monkeypatch.setattr(lib, '_project', project)
+  monkeypatch.setattr(lib, '_gradient', gradient)
   monkeypatch.setattr(lib, 'takes_kernel', lambda name, *_: name == 'auto')
-  operands = _operands((8, 16, 24, 32, 2, 16), jnp.float32)
-  checks.assert_the_same(_results, operands, mesh)
+  checks.assert_the_same(_results, _operands(case, jnp.float32), mesh)
 
 
 def test_the_kernel_is_given_the_gradient_of_what_is_passed(monkeypatch):
   monkeypatch.setattr(lib, '_gradient', lambda *operands: 2 * operands[-1])
   monkeypatch.setattr(lib, 'takes_kernel', lambda *_: True)
-  operands, gradients = _operands((2, 16, 24, 32, 2, 16), jnp.float32)
+  operands, gradients = _operands((2, 16, 24, 8, 32, 2, 16), jnp.float32)
   of_hidden = _results('auto', operands, gradients)[5]
   np.testing.assert_array_equal(of_hidden, 2 * gradients[-1])
 

@@ -1,6 +1,7 @@
 """The projections of a layer's input to queries, keys and values."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from txl_jax.ops import hopper, products
 from txl_jax.ops.hopper import KERNEL_SIDE, KERNEL_TILE, MULTIPROCESSORS
-from txl_jax.ops.shards import constrain, per_shard
+from txl_jax.ops.shards import constrain, n_shards, per_shard
 
 # Two blocks a multiprocessor.
 _LEAST_BLOCKS = 2 * MULTIPROCESSORS
@@ -35,8 +36,9 @@ def projections(
     weights: [D, H, C] of queries, keys and values.
     length: of keys and values [B, length, H, C], M + T or more; the rest is
       zeros.
-    implementation: with 'auto' or 'mosaic_gpu' a kernel for Hopper computes the
-      gradient of the segment, where `takes_kernel`; else XLA does.
+    implementation: with 'auto' or 'mosaic_gpu' kernels for Hopper compute the
+      gradient of the segment, and most often the projections too, where
+      `takes_kernel`; else XLA does.
   """
   operands = memory_BMD, hidden_BTD, *weights
   if takes_kernel(implementation, memory_BMD, hidden_BTD, weights[0], length):
@@ -65,7 +67,7 @@ def takes_kernel(
   w_DHC: jax.Array,
   length: int,
 ) -> bool:
-  """Whether the kernel does: on Hopper, in bfloat16, for enough whole tiles.
+  """Whether kernels do: on Hopper, in bfloat16, for enough whole tiles.
 
   Args:
     implementation: as for `projections`.
@@ -97,24 +99,56 @@ def _forward(
   # As in ops/feed_forward.py.
   weights = [constrain(w, None, None, None) for w in products.apart(*weights)]
   operands = memory_BMD, hidden_BTD, *weights
-  return (*_projected(length, *operands), hidden_BTD), operands
+  if not _kernel_projects(length, *operands):
+    whole_BLD = products.joined(length, memory_BMD, hidden_BTD)
+    return (*_projected(length, *operands), hidden_BTD), (whole_BLD, operands)
+  run = per_shard(_project, (('rows',), ('rows',), ()), ('rows',))
+  *projected, whole_BLD = run(memory_BMD, hidden_BTD, _matrices(weights))
+  heads = weights[0].shape[1:]
+  projected = [x.reshape(*x.shape[:2], *heads) for x in projected]
+  return (*projected, hidden_BTD), (whole_BLD, operands)
+
+
+def _kernel_projects(
+  length: int, memory_BMD: jax.Array, hidden_BTD: jax.Array, *weights: jax.Array
+) -> bool:
+  """Whether a kernel projects, too, where one computes the gradient.
+
+  It does if there is a memory to be put before the segment, in whole tiles.
+  """
+  (B, M, _), E = memory_BMD.shape, math.prod(weights[0].shape[1:])
+  rows = B // n_shards('rows') * M
+  left = M % KERNEL_TILE, rows % KERNEL_SIDE, E % KERNEL_SIDE
+  return M > 0 and not any(left) and length == M + hidden_BTD.shape[1]
+
+
+def _project(*operands: Any) -> tuple[jax.Array, ...]:
+  """Queries, keys and values of a shard, and memory and segment as one."""
+  from txl_jax.ops import mosaic_projections as kernels
+
+  with jax.named_scope('projections'):
+    return kernels.project(*operands)
+
+
+def _matrices(weights: list[jax.Array]) -> tuple[jax.Array, ...]:
+  return tuple(w_DHC.reshape(len(w_DHC), -1) for w_DHC in weights)
 
 
 def _backward(
-  length: int, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
+  length: int, saved: tuple[Any, ...], gradients: tuple[jax.Array, ...]
 ) -> tuple[Any, ...]:
-  memory_BMD, hidden_BTD, *weights = saved
+  del length
+  whole_BLD, (memory_BMD, hidden_BTD, *weights) = saved
   M = memory_BMD.shape[1]
   *gradients, around_BTD = gradients
   dq_BTE, dk_BLE, dv_BLE = (x.reshape(*x.shape[:2], -1) for x in gradients)
-  w_q, w_k, w_v = (w_DHC.reshape(len(w_DHC), -1) for w_DHC in weights)
+  _, w_k, w_v = matrices = _matrices(weights)
   run = per_shard(
     functools.partial(_gradient, M),
     (*[('rows',)] * 3, (), ('rows',)),
     ('rows',),
   )
-  dhidden_BTD = run(dq_BTE, dk_BLE, dv_BLE, (w_q, w_k, w_v), around_BTD)
-  whole_BLD = products.joined(length, memory_BMD, hidden_BTD)
+  dhidden_BTD = run(dq_BTE, dk_BLE, dv_BLE, matrices, around_BTD)
   of_weights = []
   for x, gradient in (
     (hidden_BTD, dq_BTE),

@@ -132,9 +132,8 @@ def _split(
 
   What is written for each word of a chunk's rows stays below the bound.
   """
-  n_rows, at_once = len(rows[0]), LOGITS_AT_ONCE
-  if kernels:
-    at_once = _GRADIENTS_AT_ONCE
+  n_rows = len(rows[0])
+  at_once = _GRADIENTS_AT_ONCE if kernels else LOGITS_AT_ONCE
   n_chunks = max(1, math.ceil(n_rows * n_words / at_once))
   length = math.ceil(n_rows / n_chunks)
   if n_chunks > 1:

@@ -113,9 +113,6 @@ class _Forward(Block):
       right = device.right.at[along, pl.ds(self._columns, SIDE)]
       self._copy(n, [left], right)
 
-  def _right(self, stage: Any) -> Any:
-    return self._shared.right.at[stage]
-
   def _finish(self, product: jax.Array) -> None:
     device, rate = self._device, self._static.rate
     # All are done with the operands: there is room for the result.

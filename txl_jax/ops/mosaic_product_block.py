@@ -35,7 +35,7 @@ def product_kernel(
   Args:
     body: of a subclass of `Block`, whose static data have n_blocks and n_steps.
     n_blocks: how many.
-    out_type: of the results; the array `out` is the first.
+    out_type: of the results, one of them `out` unless `_send` has others.
     room: shared memory, of which `left` and `right` are made by `operands`.
     copies: that fetch the operands of a step.
   """
@@ -106,7 +106,7 @@ class Block(tiles.Block):
 
   def _right(self, stage: Any) -> Any:
     """The right operand, in shared memory."""
-    raise NotImplementedError
+    return self._shared.right.at[stage]
 
   def _finish(self, product: jax.Array) -> None:
     """Writes what is made of the product."""
@@ -137,6 +137,10 @@ class Block(tiles.Block):
     """A tile of the result, by way of shared memory."""
     room[...] = x.astype(jnp.bfloat16)
     plgpu.commit_smem()
+    self._send(room, row, column)
+
+  def _send(self, room: Any, row: int, column: int) -> None:
+    """Begins to copy a tile of the result to the device."""
     place = tile_at(self._rows + row), tile_at(self._columns + column)
     plgpu.copy_smem_to_gmem(room, self._device.out.at[place])
 

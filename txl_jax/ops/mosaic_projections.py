@@ -90,7 +90,7 @@ def gradient(
   return out_RD.reshape(B, T, D)
 
 
-class _Projecting(NamedTuple):
+class _ForwardStatic(NamedTuple):
   """What is known when the kernel that projects is compiled."""
 
   n_blocks: tuple[int, int]
@@ -103,29 +103,30 @@ class _Projecting(NamedTuple):
 @functools.cache
 def _forward(B: int, M: int, T: int, D: int, E: int) -> Any:
   n_blocks = B * (M + T) // SIDE, len(_PROJECTED) * E // SIDE
-  static = _Projecting(n_blocks, D // TILE, (M, T), B * M, E)
+  static = _ForwardStatic(n_blocks, D // TILE, (M, T), B * M, E)
   out_type = [
     jax.ShapeDtypeStruct((B, length, width), jnp.bfloat16)
     for length, width in ((M + T, E), (M + T, E), (T, E), (M + T, D))
   ]
   room = dict(left=operands(SIDE, TILE), right=operands(TILE, SIDE))
-  body = _Projected.body(static, _FORWARD)
+  body = _Forward.body(static, _FORWARD)
   return product_kernel(body, n_blocks, out_type, room, 2)
 
 
-class _Projected(Block):
+class _Forward(Block):
   """Keys or values of memory or segment, or queries of the segment."""
 
   def __init__(self, *given: Any):
     super().__init__(*given)
     static = self._static
-    self._which = lax.div(self._columns, static.n_columns)
-    self._first = lax.rem(self._columns, static.n_columns)
+    # Which of `_PROJECTED`, the first of its columns, and of which source.
+    self._kind = lax.div(self._columns, static.n_columns)
+    self._first_column = lax.rem(self._columns, static.n_columns)
     self._source = jnp.int32(self._rows >= static.n_remembered)
 
   def run(self) -> None:
     """Everything, unless these were queries of the memory."""
-    wanted = (self._source == 1) | (self._which < len(_PROJECTED) - 1)
+    wanted = (self._source == 1) | (self._kind < len(_PROJECTED) - 1)
     pl.when(wanted)(super().run)
 
   def _fetch(self, n: Any) -> None:
@@ -134,18 +135,15 @@ class _Projected(Block):
 
   def _fetch_operands(self, n: Any) -> None:
     device, along = self._device, tile_at(n * TILE)
-    columns = pl.ds(self._first, SIDE)
+    columns = pl.ds(self._first_column, SIDE)
     for i, source in enumerate(_SOURCES):
       for j, name in enumerate(_PROJECTED):
 
-        @pl.when((self._source == i) & (self._which == j))
+        @pl.when((self._source == i) & (self._kind == j))
         def _(i=i, source=source, name=name):
           rows = pl.ds(self._rows - i * self._static.n_remembered, SIDE)
           left, right = getattr(device, source), getattr(device, f'w_{name}')
           self._copy(n, [left.at[rows, along]], right.at[along, columns])
-
-  def _right(self, stage: Any) -> Any:
-    return self._shared.right.at[stage]
 
   def _step(self, n: Any, multiply: Any) -> None:
     super()._step(n, multiply)
@@ -160,7 +158,7 @@ class _Projected(Block):
 
   def _wait_for_copies(self) -> None:
     """Until what they copy from may be overwritten."""
-    copies = self._which == 0
+    copies = self._kind == 0
     pl.when(copies)(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
 
   def _place(self, half: int, behind: bool) -> tuple[Any, Any]:
@@ -178,18 +176,19 @@ class _Projected(Block):
     for row, column in PLACES:
       room = self._shared.left.at[row // TILE, tile_at(column)]
       x = product[row : row + TILE, column : column + TILE]
-      room[...] = x.astype(jnp.bfloat16)
-      plgpu.commit_smem()
-      for i, name in enumerate(_PROJECTED):
+      self._write(x, room, row, column)
 
-        @pl.when(self._which == i)
-        def _(name=name, room=room, row=row, column=column):
-          place = self._place(row, behind=name != 'q')
-          place = *place, tile_at(self._first + column)
-          plgpu.copy_smem_to_gmem(room, getattr(self._device, name).at[place])
+  def _send(self, room: Any, row: int, column: int) -> None:
+    for i, name in enumerate(_PROJECTED):
+
+      @pl.when(self._kind == i)
+      def _(name=name):
+        place = self._place(row, behind=name != 'q')
+        place = *place, tile_at(self._first_column + column)
+        plgpu.copy_smem_to_gmem(room, getattr(self._device, name).at[place])
 
 
-class _Static(NamedTuple):
+class _BackwardStatic(NamedTuple):
   """What is known when the kernel of the gradient is compiled."""
 
   n_blocks: tuple[int, int]
@@ -201,14 +200,14 @@ class _Static(NamedTuple):
 @functools.cache
 def _backward(B: int, T: int, D: int, E: int, n_before: int) -> Any:
   n_blocks = B * T // SIDE, D // SIDE
-  static = _Static(n_blocks, len(_WEIGHTS) * E // TILE, T, n_before)
+  static = _BackwardStatic(n_blocks, len(_WEIGHTS) * E // TILE, T, n_before)
   out_type = jax.ShapeDtypeStruct((B * T, D), jnp.bfloat16)
   room = dict(left=operands(SIDE, TILE), right=operands(SIDE, TILE))
-  body = _Gradient.body(static, _BACKWARD)
+  body = _Backward.body(static, _BACKWARD)
   return product_kernel(body, n_blocks, out_type, room, 3)
 
 
-class _Gradient(TurnedBlock):
+class _Backward(TurnedBlock):
   """Goes through the products one after another, and adds what goes around."""
 
   def _fetch(self, n: Any) -> None:

@@ -144,7 +144,8 @@ def _backward(static: _Static, saved: tuple, cotangent_X: jax.Array) -> tuple:
       # would need room for the logits of this one, and for those of the loop.
       index_C = _chunk(order_X, begin, end, rows)
       d_hidden_CD, d_tail = of_chunk(index_C)
-      d_hidden_XD, begin = _put(d_hidden_XD, index_C, d_hidden_CD), begin + rows
+      d_hidden_XD = _put(d_hidden_XD, index_C, d_hidden_CD)
+      begin += rows
     else:
       d_tail = jax.tree.map(lambda x: jnp.zeros_like(x, wide), tail)
     step = functools.partial(_add, of_chunk)
